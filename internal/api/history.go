@@ -1,0 +1,63 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/petrel-chat/petrel/internal/chat"
+	"github.com/petrel-chat/petrel/internal/conn"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
+)
+
+// The wires of the hub: indices of its encoders.
+const (
+	wireSocket = iota
+	wireEvents
+)
+
+// NewHub returns a hub that speaks this package's wires and reads history through view. The remaining options are taken as they are.
+func NewHub(view func(ctx context.Context, fn func(*projection.Reader) error) error, o hub.Options) *hub.Hub {
+	o.Encoders = []func(*petrel.Publication) []byte{
+		wireSocket: func(p *petrel.Publication) []byte { return conn.TextFrame(eventJSON(`{"op":"event",`, p)) },
+		wireEvents: func(p *petrel.Publication) []byte { return conn.SSEChunk("", "", eventJSON(`{`, p)) },
+	}
+	o.History = func(ctx context.Context, w hub.Want) (page hub.Page, err error) {
+		room := petrel.RoomID(w.Channel.Name)
+		err = view(ctx, func(r *projection.Reader) error {
+			if _, err := chat.Head(r, w.Actor, room); err != nil {
+				return err
+			}
+			page.Publications, page.Head, err = chat.Replay(r, w.Channel.App, room, w.After, w.Limit)
+			return err
+		})
+		switch petrel.CodeOf(err) {
+		case petrel.CodeRoomNotFound, petrel.CodeRoomDeleted, petrel.CodeForbidden:
+			err = fmt.Errorf("%w: %w", hub.ErrEnded, err)
+		}
+		return page, err
+	}
+	return hub.New(o)
+}
+
+// timeLayout is RFC 3339 with milliseconds, as everywhere on the wire.
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
+// eventJSON encodes a publication once for everybody. Room ids and types need no escaping: their alphabets see to it.
+func eventJSON(begin string, p *petrel.Publication) []byte {
+	b := make([]byte, 0, len(begin)+len(p.Channel.Name)+len(p.Type)+len(p.Data)+96)
+	b = append(b, begin...)
+	b = append(b, `"room":"`...)
+	b = append(b, p.Channel.Name...)
+	b = append(b, `","seq":`...)
+	b = strconv.AppendUint(b, p.Seq, 10)
+	b = append(b, `,"type":"`...)
+	b = append(b, p.Type...)
+	b = append(b, `","at":"`...)
+	b = p.At.UTC().AppendFormat(b, timeLayout)
+	b = append(b, `","data":`...)
+	b = append(b, p.Data...)
+	return append(b, '}')
+}

@@ -1,0 +1,436 @@
+// Package conn is one connection as everything above sees it: an id, a non-blocking
+// Send and Close, counters and close codes. What moves the bytes lies below a seam
+// (engine.go): today a reading goroutine per connection and a writing one while there is
+// something to write, over WebSocket framing or an SSE answer; an epoll loop can take that
+// place without anything above noticing. So nothing here hands out a goroutine or a
+// channel per connection: what happens is told through the callbacks of a Handler.
+//
+// A frame is ready bytes of the connection's wire (a whole WebSocket frame, an SSE chunk),
+// encoded once and shared by every connection it goes to; conn never looks into it and never changes it.
+//
+// # Invariants
+//
+//   - Send, TrySend and Close never block and may be called from any goroutine, under any lock of the caller.
+//   - Frames are written whole, in the order in which Send accepted them, and none after the close frame.
+//   - The queue is bounded in frames and bytes. Send on a full queue closes the connection with CloseSlow,
+//     TrySend on a full queue changes nothing. What was accepted is written unless the connection is closed as slow or breaks.
+//   - A Handler hears OnMessage one at a time and never after OnClose; OnClose comes exactly once, last.
+//   - A connection is closed for silence only by the Heartbeat it was given, and no more than a set share
+//     of the table in a minute: beyond that the reaper pauses and says so.
+//   - No callback is made while a lock of this package is held.
+//
+// How it fails: a peer that breaks RFC 6455 is closed with the code the RFC names; a socket that takes nothing for
+// WriteTimeout is cut; a Handler that panics costs its own connection (1011) and a loud log, nothing else.
+package conn
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// What Send returns instead of queueing.
+var (
+	// ErrClosed: the connection is closing or gone.
+	ErrClosed = errors.New("conn: closed")
+	// ErrSlow: the queue was full, and the connection is now closing with CloseSlow.
+	ErrSlow = errors.New("conn: queue full")
+)
+
+// Handler is told what happens on a connection. Its methods must not block: an engine may run them on a loop
+// that other connections share. Work that takes time goes elsewhere, with Pause and Resume against too much of it.
+type Handler interface {
+	// OnOpen is the first call, before anything is read: the place to say hello.
+	OnOpen(c *Conn)
+	// OnMessage hands over one whole text message, valid UTF-8. The payload is valid until the method returns.
+	OnMessage(c *Conn, payload []byte)
+	// OnClose is the last call: the connection is gone and its place free. The code is the one that ended it, whoever sent it.
+	OnClose(c *Conn, code CloseCode)
+}
+
+// Drainer is what a Handler also implements to say goodbye in its own protocol when the node leaves:
+// the table calls it once, right before it closes the connection with CloseReconnect.
+type Drainer interface {
+	OnDrain(c *Conn)
+}
+
+// Wire says which bytes a connection speaks.
+type Wire uint8
+
+// Wires.
+const (
+	WireWebSocket Wire = iota
+	WireSSE
+)
+
+func (w Wire) String() string {
+	if w == WireSSE {
+		return "sse"
+	}
+	return "websocket"
+}
+
+// Heartbeat is the contract of a connection: the server sends a ping every Interval, and closes for silence
+// only when nothing was heard for Interval+Grace. Both are zero on wires that cannot be heard from (SSE): then only
+// pings are sent, every Interval, and a write that does not go through is what ends the connection.
+type Heartbeat struct {
+	Interval time.Duration // 0: no pings, no reaping
+	Grace    time.Duration // ≤ 0: never closed for silence
+	Epoch    uint64        // version of the cell's setting that this contract came from
+}
+
+type state uint8
+
+const (
+	open    state = iota
+	closing       // a close frame is queued or sent; Send refuses
+	dead          // nothing is read or written any more
+)
+
+// Conn is one connection. All methods are safe for concurrent use.
+type Conn struct {
+	id      petrel.ConnID
+	wire    Wire
+	table   *Table
+	handler Handler
+	opened  time.Time
+	stream  stream
+
+	heard   atomic.Int64 // Unix nanoseconds of the last bytes from the peer
+	writing atomic.Int64 // Unix nanoseconds at which the write under way last got on; 0: none
+
+	mu             sync.Mutex // guards everything below; held for a few instructions, never across a write or a callback
+	state          state
+	code           CloseCode // once closing
+	queue          [][]byte  // accepted, not yet taken by a write
+	spare          [][]byte  // the slice of the last write, emptied, to be filled next
+	frames         int       // queued or being written
+	bytes          int
+	flushing       bool       // a write is under way or about to be: whoever queues need not wake anyone
+	closeSent      bool       // the close frame is on the wire
+	peerDone       bool       // the peer's close frame was read: nothing more will come
+	paused         bool       // reading waits
+	drainTold      bool       // OnDrain was called
+	resumed        *sync.Cond // made when first paused
+	room           func()     // called once when the queue has drained to half
+	heartbeat      Heartbeat
+	ping           []byte    // frame to send each interval
+	closeBy        time.Time // when state closing gives up waiting for the peer
+	expires        time.Time // zero: never
+	expCode        CloseCode
+	expReason      string
+	since          int64         // Unix nanoseconds at which the oldest unwritten frame was queued; 0: not being measured
+	idle           chan struct{} // made by finish when it must wait for a write to end
+	sent, received uint64        // frames
+
+	nextPing int64 // Unix nanoseconds; the sweeper's own
+}
+
+// Stats is a copy of a connection's counters.
+type Stats struct {
+	FramesSent, MessagesReceived uint64
+	QueuedFrames, QueuedBytes    int
+	Opened                       time.Time
+}
+
+// ID names the connection on this node for as long as it lives.
+func (c *Conn) ID() petrel.ConnID { return c.id }
+
+// Wire says which bytes the connection speaks.
+func (c *Conn) Wire() Wire { return c.wire }
+
+// Handler is who hears of the connection.
+func (c *Conn) Handler() Handler { return c.handler }
+
+// Stats returns the counters as they are now.
+func (c *Conn) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Stats{c.sent, c.received, c.frames, c.bytes, c.opened}
+}
+
+// Send queues one frame. It returns ErrClosed when the connection is closing, and ErrSlow after it found the queue full and
+// closed the connection with CloseSlow.
+func (c *Conn) Send(frame []byte) error {
+	c.mu.Lock()
+	if c.state != open {
+		c.mu.Unlock()
+		return ErrClosed
+	}
+	if c.full(len(frame)) {
+		wake := c.closeLocked(CloseSlow, "The connection took messages more slowly than they came. Come back and resume.")
+		c.mu.Unlock()
+		c.table.metrics.slow.Inc()
+		if wake {
+			c.stream.wake(c)
+		}
+		return ErrSlow
+	}
+	wake := c.push(frame)
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
+	return nil
+}
+
+// TrySend queues one frame if there is room and says whether it did. A full queue changes nothing: wait with NotifyRoom.
+func (c *Conn) TrySend(frame []byte) (queued bool, err error) {
+	c.mu.Lock()
+	if c.state != open {
+		c.mu.Unlock()
+		return false, ErrClosed
+	}
+	// Half of the queue is left to what happens live meanwhile, or the next live frame would close the connection.
+	if c.frames > 0 && (c.frames >= c.table.opt.QueueFrames/2 || c.bytes+len(frame) > c.table.opt.QueueBytes/2) {
+		c.mu.Unlock()
+		return false, nil
+	}
+	wake := c.push(frame)
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
+	return true, nil
+}
+
+// NotifyRoom calls fn once: when the queue has drained to a quarter, or at once when it already has or the connection is gone.
+// fn must not block. Only one fn waits at a time; a second call chains behind the first.
+func (c *Conn) NotifyRoom(fn func()) {
+	c.mu.Lock()
+	if c.state == dead || c.drained() {
+		c.mu.Unlock()
+		fn()
+		return
+	}
+	if before := c.room; before != nil {
+		c.room = func() { before(); fn() }
+	} else {
+		c.room = fn
+	}
+	c.mu.Unlock()
+}
+
+// Close sends what is queued and then a close frame with code and reason, waits a little for the peer's, and ends.
+// With CloseSlow the queue is dropped first. Only the first Close counts.
+func (c *Conn) Close(code CloseCode, reason string) {
+	c.mu.Lock()
+	wake := c.closeLocked(code, reason)
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
+}
+
+// CloseAt makes the table close the connection with code when t has passed (to the second). The zero time forgets it.
+func (c *Conn) CloseAt(t time.Time, code CloseCode, reason string) {
+	c.mu.Lock()
+	c.expires, c.expCode, c.expReason = t, code, reason
+	c.mu.Unlock()
+}
+
+// SetHeartbeat binds a new contract, with the ping frame that goes with it. On a wire where the client must acknowledge
+// a new contract, call it when the acknowledgement came, not before.
+func (c *Conn) SetHeartbeat(h Heartbeat, ping []byte) {
+	c.mu.Lock()
+	c.heartbeat, c.ping = h, ping
+	c.mu.Unlock()
+}
+
+// Pause stops reading after the message at hand; the peer's further bytes wait in its own socket. Silence is not held against
+// a paused connection.
+func (c *Conn) Pause() {
+	c.mu.Lock()
+	c.paused = true
+	if c.resumed == nil {
+		c.resumed = sync.NewCond(&c.mu)
+	}
+	c.mu.Unlock()
+}
+
+// Resume reads again.
+func (c *Conn) Resume() {
+	c.mu.Lock()
+	if c.paused {
+		c.paused = false
+		c.heard.Store(time.Now().UnixNano())
+		c.resumed.Broadcast()
+	}
+	c.mu.Unlock()
+}
+
+// full says whether n more bytes do not fit. A single frame always fits into an empty queue.
+func (c *Conn) full(n int) bool {
+	return c.frames > 0 && (c.frames >= c.table.opt.QueueFrames || c.bytes+n > c.table.opt.QueueBytes)
+}
+
+func (c *Conn) drained() bool {
+	return c.frames <= c.table.opt.QueueFrames/4 && c.bytes <= c.table.opt.QueueBytes/4
+}
+
+// push queues a frame and says whether the caller must wake the engine, after it let go of mu.
+func (c *Conn) push(frame []byte) (wake bool) {
+	c.queue = append(c.queue, frame)
+	c.frames++
+	c.bytes += len(frame)
+	if c.since == 0 && c.sent%sampleEvery == 0 {
+		c.since = time.Now().UnixNano()
+	}
+	wake = !c.flushing
+	c.flushing = true
+	return wake
+}
+
+// sampleEvery: the time from queue to wire is measured for about one write in so many.
+const sampleEvery = 16
+
+func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
+	if c.state != open {
+		return false
+	}
+	if code == CloseSlow {
+		for _, f := range c.queue {
+			c.frames--
+			c.bytes -= len(f)
+		}
+		clear(c.queue)
+		c.queue = c.queue[:0]
+	}
+	c.state, c.code = closing, code
+	c.closeBy = time.Now().Add(c.table.opt.CloseWait)
+	if c.resumed != nil {
+		c.resumed.Broadcast() // the reader must see the peer's close frame
+	}
+	return c.push(c.stream.goodbye(code, reason))
+}
+
+// take hands the queue to a writer. It is empty only when the writer must stop: then flushing is false again.
+// since is when its oldest frame was queued, 0 when this write is not among the measured ones.
+func (c *Conn) take(now int64) (batch [][]byte, since int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 || c.state == dead {
+		c.flushing = false
+		if c.idle != nil {
+			close(c.idle)
+			c.idle = nil
+		}
+		return nil, 0
+	}
+	batch = c.queue
+	c.queue, c.spare = c.spare, nil
+	c.writing.Store(now)
+	since, c.since = c.since, 0
+	return batch, since
+}
+
+// keepSpare is the largest emptied queue a connection keeps: what an idle one costs is bounded by it.
+const keepSpare = 64
+
+// wrote gives back what take handed out. It returns what must be called without the lock, and whether everything was said.
+func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range batch {
+		c.bytes -= len(f)
+	}
+	c.frames -= len(batch)
+	c.sent += uint64(len(batch))
+	c.writing.Store(0)
+	clear(batch)
+	if cap(batch) <= keepSpare {
+		c.spare = batch[:0]
+	}
+	if c.room != nil && c.drained() {
+		room, c.room = c.room, nil
+	}
+	if c.state == closing && !c.closeSent {
+		if c.code != CloseSlow {
+			c.closeBy = time.Now().Add(c.table.opt.CloseWait) // it got on: what was accepted is worth waiting for
+		}
+		c.closeSent = len(c.queue) == 0 // the close frame is always the last of the queue
+	}
+	return room, c.closeSent && (c.peerDone || c.wire == WireSSE)
+}
+
+// broke ends a connection whose write failed; the reader will meet the closed stream and finish it.
+func (c *Conn) broke() {
+	c.mu.Lock()
+	if c.state == open {
+		c.code = CloseAbnormal
+	}
+	c.state = dead
+	c.flushing = false
+	c.writing.Store(0)
+	if c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
+	if c.resumed != nil {
+		c.resumed.Broadcast()
+	}
+	c.mu.Unlock()
+	c.stream.cut()
+}
+
+// deliver says whether a message that was read is still to be handed on.
+func (c *Conn) deliver() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.received++
+	return c.state == open
+}
+
+// peerClosed notes the peer's close frame, answers it in kind, and says whether both have now said goodbye.
+func (c *Conn) peerClosed(code CloseCode) (finished bool) {
+	c.mu.Lock()
+	c.peerDone = true
+	wake := c.closeLocked(code, "")
+	finished = c.closeSent
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
+	return finished
+}
+
+// waitResumed blocks the engine's reader while reading is paused.
+func (c *Conn) waitResumed() {
+	c.mu.Lock()
+	for c.paused && c.state == open {
+		c.resumed.Wait()
+	}
+	c.mu.Unlock()
+}
+
+// finish ends a connection whose stream is closed: it waits for a write under way, frees the place and tells the handler.
+func (c *Conn) finish() {
+	c.mu.Lock()
+	if c.state == open {
+		c.code = CloseAbnormal
+	}
+	c.state = dead
+	code := c.code
+	room := c.room
+	c.room = nil
+	if c.resumed != nil {
+		c.resumed.Broadcast()
+	}
+	var idle chan struct{}
+	if c.flushing {
+		c.idle = make(chan struct{})
+		idle = c.idle
+	}
+	c.mu.Unlock()
+	if idle != nil {
+		<-idle
+	}
+	c.table.remove(c, code)
+	if room != nil {
+		room()
+	}
+	c.table.guarded(c, func() { c.handler.OnClose(c, code) })
+}

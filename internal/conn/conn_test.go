@@ -1,0 +1,571 @@
+package conn
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/gobwas/ws"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve runs a WebSocket server over a table and returns its URL.
+func serve(t *testing.T, tab *Table, cfg Config, handler func() Handler) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		nc, rw, _, err := ws.UpgradeHTTP(r, w)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		early, _ := rw.Reader.Peek(rw.Reader.Buffered())
+		tab.OpenWebSocket(nc, early, cfg, handler())
+	}))
+	t.Cleanup(func() { tab.Stop(); srv.Close() })
+	return srv.URL
+}
+
+func dial(ctx context.Context, t *testing.T, url string) *websocket.Conn {
+	t.Helper()
+	c, resp, err := websocket.Dial(ctx, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body != nil {
+		resp.Body.Close()
+	}
+	t.Cleanup(func() { _ = c.CloseNow() })
+	return c
+}
+
+func TestStrictClientEchoPingClose(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tab := NewTable(Options{})
+	rec := newRecorder()
+	rec.onText = func(c *Conn, p []byte) {
+		if err := c.Send(TextFrame(bytes.ToUpper(p))); err != nil {
+			t.Error(err)
+		}
+	}
+	c := dial(ctx, t, serve(t, tab, Config{}, func() Handler { return rec }))
+	c.SetReadLimit(1 << 20)
+	for _, s := range []string{"hello", "", strings.Repeat("a", 126), strings.Repeat("b", 40_000), strings.Repeat("c", 64<<10)} {
+		if err := c.Write(ctx, websocket.MessageText, []byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		_, got, err := c.Read(ctx)
+		if err != nil || string(got) != strings.ToUpper(s) {
+			t.Fatalf("sent %d bytes, got %d, %v", len(s), len(got), err)
+		}
+	}
+	go func() { _, _, _ = c.Read(ctx) }() // pongs are read by a reader
+	if err := c.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(websocket.StatusGoingAway, "bye"); err != nil {
+		t.Fatalf("close handshake: %v", err)
+	}
+	if code := rec.code(ctx, t); code != CloseGoingAway {
+		t.Fatalf("ended with %v", code.format())
+	}
+}
+
+func TestServerCloseIsAHandshakeAfterTheQueue(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tab := NewTable(Options{})
+	rec := newRecorder()
+	const n = 500
+	rec.onOpen = func(c *Conn) {
+		for i := range n {
+			_ = c.Send(TextFrame(fmt.Append(nil, i)))
+		}
+		c.Close(CloseTokenExpired, "Come back with a new token.")
+		c.Close(CloseInternal, "never seen")
+		if err := c.Send(TextFrame(nil)); err != ErrClosed {
+			t.Errorf("Send after Close: %v", err)
+		}
+	}
+	c := dial(ctx, t, serve(t, tab, Config{}, func() Handler { return rec }))
+	for i := range n {
+		if _, got, err := c.Read(ctx); err != nil || string(got) != fmt.Sprint(i) {
+			t.Fatalf("frame %d: %q, %v", i, got, err)
+		}
+	}
+	_, _, err := c.Read(ctx)
+	if got := websocket.CloseStatus(err); got != websocket.StatusCode(CloseTokenExpired) {
+		t.Fatalf("close status %v (%v)", got, err)
+	}
+	if code := rec.code(ctx, t); code != CloseTokenExpired {
+		t.Fatalf("OnClose %v", code.format())
+	}
+}
+
+// TestMalformed: what breaks RFC 6455 is answered with the code it names, nothing of it reaches the handler, and OnClose comes once.
+func TestMalformed(t *testing.T) {
+	t.Parallel()
+	ok := clientFrame(true, ws.OpText, []byte("ok"))
+	for name, c := range map[string]struct {
+		in   []byte
+		want CloseCode
+	}{
+		"unmasked":           {ws.MustCompileFrame(ws.NewTextFrame([]byte("a"))), CloseProtocol},
+		"binary":             {clientFrame(true, ws.OpBinary, []byte("a")), CloseUnsupported},
+		"oversize":           {clientFrame(true, ws.OpText, make([]byte, 64<<10+1)), CloseTooBig},
+		"not utf-8":          {clientFrame(true, ws.OpText, []byte("\xff")), CloseInvalidUTF8},
+		"reserved op":        {clientFrame(true, ws.OpCode(5), nil), CloseProtocol},
+		"lone continuation":  {clientFrame(true, ws.OpContinuation, nil), CloseProtocol},
+		"one-byte close":     {clientFrame(true, ws.OpClose, []byte{3}), CloseProtocol},
+		"close 1005":         {clientFrame(true, ws.OpClose, []byte{0x03, 0xed}), CloseProtocol},
+		"close 999":          {clientFrame(true, ws.OpClose, []byte{0x03, 0xe7}), CloseProtocol},
+		"close 5000":         {clientFrame(true, ws.OpClose, []byte{0x13, 0x88}), CloseProtocol},
+		"close not utf-8":    {clientFrame(true, ws.OpClose, []byte{3, 232, 0xff}), CloseProtocol},
+		"close 3000 is fine": {clientFrame(true, ws.OpClose, []byte{0x0b, 0xb8}), 3000},
+		"empty close":        {clientFrame(true, ws.OpClose, nil), CloseNoStatus},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tab := NewTable(Options{CloseWait: time.Minute})
+			defer tab.Stop()
+			server, client := tcpPair(t)
+			rec := newRecorder()
+			tab.OpenWebSocket(server, append([]byte(nil), ok...), Config{}, rec)
+			go func() { _, _ = client.Write(append(append([]byte(nil), c.in...), ok...)) }()
+			if got := readClose(t, client); got != c.want {
+				t.Fatalf("closed with %s, want %s", got.format(), c.want.format())
+			}
+			client.Close()
+			if got := rec.code(t.Context(), t); got != c.want {
+				t.Fatalf("OnClose %s, want %s", got.format(), c.want.format())
+			}
+			if diff := cmp.Diff([]string{"ok"}, rec.heard()); diff != "" {
+				t.Fatalf("messages:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestSlowReaderIsClosedAsSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{QueueFrames: 10})
+		tab.Start()
+		server, client := net.Pipe()
+		rec := newRecorder()
+		c := tab.OpenWebSocket(server, nil, Config{}, rec)
+		var err error
+		n := 0
+		for ; err == nil; n++ {
+			err = c.Send(TextFrame([]byte("x")))
+		}
+		if err != ErrSlow || n != 11 {
+			t.Fatalf("send %d: %v", n, err)
+		}
+		if err := c.Send(TextFrame(nil)); err != ErrClosed {
+			t.Fatalf("after that: %v", err)
+		}
+		if got := readClose(t, client); got != CloseSlow { // a client that wakes up is told
+			t.Fatalf("closed with %s", got.format())
+		}
+		synctest.Wait()
+		pass(tab.opt.CloseWait + 2*time.Second) // bubble time: nothing comes back from the client
+		synctest.Wait()
+		if got := rec.code(t.Context(), t); got != CloseSlow {
+			t.Fatalf("OnClose %s", got.format())
+		}
+		tab.Stop()
+	})
+}
+
+func TestStuckSocketIsCut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{WriteTimeout: 10 * time.Second})
+		tab.Start()
+		server, _ := net.Pipe()
+		rec := newRecorder()
+		c := tab.OpenWebSocket(server, nil, Config{}, rec)
+		_ = c.Send(TextFrame([]byte("never read")))
+		pass(9 * time.Second)
+		synctest.Wait()
+		if tab.Len() != 1 {
+			t.Fatal("cut before its time")
+		}
+		pass(3 * time.Second)
+		synctest.Wait()
+		if got := rec.code(t.Context(), t); got != CloseAbnormal || tab.Len() != 0 {
+			t.Fatalf("OnClose %s, %d left", got.format(), tab.Len())
+		}
+		tab.Stop()
+	})
+}
+
+func TestTrySendLeavesRoomAndNotifies(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{QueueFrames: 40})
+		server, client := net.Pipe()
+		rec := newRecorder()
+		c := tab.OpenWebSocket(server, nil, Config{}, rec)
+		frame := TextFrame([]byte("x"))
+		n := 0
+		for {
+			ok, err := c.TrySend(frame)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			n++
+		}
+		if n != 20 {
+			t.Fatalf("TrySend filled %d of 40", n)
+		}
+		if err := c.Send(frame); err != nil {
+			t.Fatalf("a live frame had no room: %v", err)
+		}
+		told := 0
+		c.NotifyRoom(func() { told++ })
+		synctest.Wait()
+		if told != 0 {
+			t.Fatal("told of room while the queue is full")
+		}
+		for range 21 {
+			if _, _, err := readServerFrame(client); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if told != 1 {
+			t.Fatalf("told %d times", told)
+		}
+		c.NotifyRoom(func() { told++ })
+		if told != 2 {
+			t.Fatal("not told at once although the queue is empty")
+		}
+		tab.Stop()
+		c.NotifyRoom(func() { told++ })
+		if told != 3 {
+			t.Fatal("a caller waits for ever on a connection that is gone")
+		}
+	})
+}
+
+// TestHeartbeatContract: pings come each interval, and only interval+grace of silence ends a connection.
+func TestHeartbeatContract(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{})
+		tab.Start()
+		beat := Heartbeat{Interval: 25 * time.Second, Grace: 10 * time.Second, Epoch: 1}
+		ping := TextFrame([]byte(`{"op":"ping"}`))
+		talk, silent, long := newRecorder(), newRecorder(), newRecorder()
+		s1, c1 := net.Pipe()
+		s2, c2 := net.Pipe()
+		s3, c3 := net.Pipe()
+		tab.OpenWebSocket(s1, nil, Config{Heartbeat: beat, Ping: ping}, talk)
+		tab.OpenWebSocket(s2, nil, Config{Heartbeat: beat, Ping: ping}, silent)
+		// This one was promised more: whatever the others were told, its own contract holds.
+		tab.OpenWebSocket(s3, nil, Config{Heartbeat: Heartbeat{Interval: 25 * time.Second, Grace: time.Hour}, Ping: ping}, long)
+		pings := 0
+		go func() {
+			for {
+				if _, _, err := readServerFrame(c1); err != nil {
+					return
+				}
+				pings++
+				_, _ = c1.Write(clientFrame(true, ws.OpText, []byte(`{"op":"pong"}`)))
+			}
+		}()
+		drain := func(c net.Conn) {
+			for {
+				if _, _, err := readServerFrame(c); err != nil {
+					return
+				}
+			}
+		}
+		go drain(c2)
+		go drain(c3)
+		pass(35 * time.Second)
+		synctest.Wait()
+		if tab.Len() != 3 {
+			t.Fatal("closed for silence before interval and grace were over")
+		}
+		pass(8 * time.Second) // grace over, close frame unanswered for CloseWait
+		synctest.Wait()
+		if got := silent.code(t.Context(), t); got != CloseSilent {
+			t.Fatalf("silent: %s", got.format())
+		}
+		pass(60 * time.Second)
+		synctest.Wait()
+		if tab.Len() != 2 || pings != 4 {
+			t.Fatalf("%d connections, %d pings after 103 s", tab.Len(), pings)
+		}
+		tab.Stop()
+	})
+}
+
+func TestReaperPausesWhenTooManyAreSilent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{CloseWait: time.Second})
+		tab.Start()
+		for range 100 {
+			s, c := net.Pipe()
+			tab.OpenWebSocket(s, nil, Config{Heartbeat: Heartbeat{Interval: 5 * time.Second, Grace: time.Second}}, newRecorder())
+			go func() {
+				for {
+					if _, _, err := readServerFrame(c); err != nil {
+						return
+					}
+				}
+			}()
+		}
+		pass(30 * time.Second)
+		synctest.Wait()
+		if n := tab.Len(); n != 90 || !tab.paused {
+			t.Fatalf("%d of 100 left (90 expected: 10 %% in a minute), paused %v", n, tab.paused)
+		}
+		tab.Stop()
+	})
+}
+
+func TestPauseHoldsMessagesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{})
+		tab.Start()
+		s, client := net.Pipe()
+		rec := newRecorder()
+		rec.onText = func(c *Conn, p []byte) {
+			if string(p) == "b" {
+				c.Pause()
+			}
+		}
+		c := tab.OpenWebSocket(s, nil, Config{Heartbeat: Heartbeat{Interval: time.Second, Grace: time.Second}}, rec)
+		var in []byte
+		for _, m := range []string{"a", "b", "c"} {
+			in = append(in, clientFrame(true, ws.OpText, []byte(m))...)
+		}
+		go func() {
+			for {
+				if _, _, err := readServerFrame(client); err != nil {
+					return
+				}
+			}
+		}()
+		_, _ = client.Write(in)
+		pass(time.Minute) // silence is not held against a paused connection
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"a", "b"}, rec.heard()); diff != "" {
+			t.Fatalf("while paused:\n%s", diff)
+		}
+		c.Resume()
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"a", "b", "c"}, rec.heard()); diff != "" {
+			t.Fatalf("after resuming:\n%s", diff)
+		}
+		tab.Stop()
+	})
+}
+
+func TestCloseAt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{})
+		tab.Start()
+		s, client := net.Pipe()
+		rec := newRecorder()
+		rec.onOpen = func(c *Conn) { c.CloseAt(time.Now().Add(time.Hour), CloseTokenExpired, "old") }
+		tab.OpenWebSocket(s, nil, Config{}, rec)
+		start := time.Now()
+		if got := readClose(t, client); got != CloseTokenExpired {
+			t.Fatalf("closed with %s", got.format())
+		}
+		if d := time.Since(start); d < time.Hour || d > time.Hour+2*time.Second {
+			t.Fatalf("after %v", d)
+		}
+		tab.Stop()
+	})
+}
+
+func TestDrainSpreadsAndWritesEverything(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tab := NewTable(Options{})
+		tab.Start()
+		const n = 50
+		ends := make(chan time.Duration, n)
+		start := time.Now()
+		for range n {
+			s, client := net.Pipe()
+			rec := newRecorder()
+			rec.onDrain = func(c *Conn) { _ = c.Send(TextFrame([]byte("bye"))) }
+			tab.OpenWebSocket(s, nil, Config{}, rec)
+			go func() {
+				last := ""
+				for {
+					op, p, err := readServerFrame(client)
+					if err != nil {
+						return
+					}
+					if op == ws.OpClose {
+						if last != "bye" {
+							t.Error("closed without the order to reconnect")
+						}
+						ends <- time.Since(start)
+						_, _ = client.Write(clientFrame(true, ws.OpClose, p))
+						return
+					}
+					last = string(p)
+				}
+			}()
+		}
+		if err := tab.Drain(t.Context(), 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		early := 0
+		for range n {
+			if <-ends < 5*time.Second {
+				early++
+			}
+		}
+		if early != n/2 {
+			t.Fatalf("%d of %d left in the first half of the window", early, n)
+		}
+		tab.Stop()
+	})
+}
+
+func TestHandlerPanicCostsOneConnection(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	defer tab.Stop()
+	server, client := tcpPair(t)
+	rec := newRecorder()
+	rec.onText = func(*Conn, []byte) { panic("bug") }
+	tab.OpenWebSocket(server, clientFrame(true, ws.OpText, []byte("x")), Config{}, rec)
+	if got := readClose(t, client); got != CloseInternal {
+		t.Fatalf("closed with %s", got.format())
+	}
+}
+
+func TestSSE(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	rec := newRecorder()
+	rec.onOpen = func(c *Conn) {
+		for i := range 3 {
+			_ = c.Send(SSEChunk(fmt.Sprint(i), "", []byte("{}")))
+		}
+		c.Close(CloseReconnect, "later")
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tab.ServeSSE(w, r, Config{}, rec) }))
+	defer srv.Close()
+	resp, err := srv.Client().Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	want := "id: 0\ndata: {}\n\nid: 1\ndata: {}\n\nid: 2\ndata: {}\n\nevent: close\ndata: {\"code\":4200,\"reason\":\"later\"}\n\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Fatal(diff)
+	}
+	if got := resp.Header.Get("Content-Type"); got != "text/event-stream" {
+		t.Fatal(got)
+	}
+	if got := rec.code(t.Context(), t); got != CloseReconnect {
+		t.Fatal(got.format())
+	}
+	tab.Stop()
+}
+
+func TestSSEClientGoesAway(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	rec := newRecorder()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tab.ServeSSE(w, r, Config{}, rec) }))
+	defer srv.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
+	resp, err := srv.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	resp.Body.Close()
+	if got := rec.code(t.Context(), t); got != CloseAbnormal {
+		t.Fatal(got.format())
+	}
+	tab.Stop()
+}
+
+func TestOpenAfterStop(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	tab.Stop()
+	s, _ := net.Pipe()
+	rec := newRecorder()
+	tab.OpenWebSocket(s, nil, Config{}, rec)
+	if got := rec.code(t.Context(), t); got != CloseAbnormal {
+		t.Fatal(got.format())
+	}
+	tab.Stop()
+}
+
+// TestCodesHaveAdvice: every code's range says what to do.
+func TestCodesHaveAdvice(t *testing.T) {
+	t.Parallel()
+	for code, name := range Codes() {
+		advice := code.Advice()
+		switch {
+		case code >= 4000 && code < 4100 && advice != "do not come back unchanged",
+			code >= 4100 && code < 4200 && advice != "come back after a pause",
+			code >= 4200 && code < 4300 && advice != "come back at once and resume":
+			t.Errorf("%d %s: %s", code, name, advice)
+		}
+	}
+}
+
+func BenchmarkSend(b *testing.B) {
+	tab := NewTable(Options{QueueFrames: 1 << 20, QueueBytes: 1 << 30})
+	defer tab.Stop()
+	server, client := tcpPair(b)
+	go func() {
+		buf := make([]byte, 1<<20)
+		for {
+			if _, err := client.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	c := tab.OpenWebSocket(server, nil, Config{}, newRecorder())
+	frame := TextFrame(bytes.Repeat([]byte("a"), 128))
+	b.ReportAllocs()
+	for b.Loop() {
+		for {
+			err := c.Send(frame)
+			if err == nil {
+				break
+			}
+			b.Fatal(err)
+		}
+	}
+}

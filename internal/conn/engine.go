@@ -1,0 +1,295 @@
+package conn
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+)
+
+// stream is the seam between a Conn and what moves its bytes. An engine (this file; later an epoll loop) calls
+// take, wrote, broke, deliver, peerClosed and finish of the Conn; the Conn calls only what is named here.
+type stream interface {
+	// wake says that the queue is no longer empty. It must not block. It is called at most once until a take comes back empty.
+	wake(c *Conn)
+	// goodbye is the last frame of the wire.
+	goodbye(code CloseCode, reason string) []byte
+	// cut ends the stream now, whatever is under way. It must not block and may be called often.
+	cut()
+}
+
+// out writes batches: what the two streams have in common. Writes block, in a goroutine that exists only while there is something to write.
+type out struct {
+	w     io.Writer
+	flush func() error // after each batch; nil: nothing to do
+	run   func()       // the writing goroutine's body, made once so that waking allocates nothing
+}
+
+// coalesce is the largest single write that batches are gathered into.
+const coalesce = 64 << 10
+
+// drainQueue writes until the queue is empty.
+func (o *out) drainQueue(c *Conn) {
+	t := c.table
+	for {
+		now := time.Now().UnixNano()
+		batch, since := c.take(now)
+		if batch == nil {
+			return
+		}
+		if err := o.write(c, batch); err != nil {
+			c.broke()
+			return
+		}
+		n := len(batch)
+		room, finished := c.wrote(batch)
+		t.metrics.framesSent.Add(float64(n))
+		t.metrics.writes.Inc()
+		if since != 0 {
+			t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
+		}
+		if room != nil {
+			room()
+		}
+		if finished {
+			c.stream.cut()
+		}
+	}
+}
+
+// write puts a batch on the wire in as few writes as fit, noting progress for the sweeper.
+func (o *out) write(c *Conn, batch [][]byte) error {
+	if len(batch) == 1 {
+		if _, err := o.w.Write(batch[0]); err != nil {
+			return err
+		}
+		return o.flushed()
+	}
+	held := c.table.buffers.Get().(*[]byte)
+	defer c.table.buffers.Put(held)
+	buf := (*held)[:0]
+	send := func(b []byte) error {
+		_, err := o.w.Write(b)
+		c.writing.Store(time.Now().UnixNano())
+		return err
+	}
+	for _, f := range batch {
+		if len(buf)+len(f) > coalesce && len(buf) > 0 {
+			if err := send(buf); err != nil {
+				return err
+			}
+			buf = buf[:0]
+		}
+		if len(f) > coalesce {
+			if err := send(f); err != nil {
+				return err
+			}
+			continue
+		}
+		buf = append(buf, f...)
+	}
+	if len(buf) > 0 {
+		if err := send(buf); err != nil {
+			return err
+		}
+	}
+	return o.flushed()
+}
+
+func (o *out) flushed() error {
+	if o.flush == nil {
+		return nil
+	}
+	return o.flush()
+}
+
+// socket is a WebSocket over a net.Conn.
+type socket struct {
+	out
+	nc net.Conn
+}
+
+func (s *socket) wake(*Conn)                                   { go s.run() }
+func (s *socket) goodbye(code CloseCode, reason string) []byte { return closeFrame(code, reason) }
+func (s *socket) cut()                                         { _ = s.nc.Close() } // the reader meets the error
+
+// OpenWebSocket takes over a connection whose handshake is done. early is what the peer already sent after it.
+// It returns at once; everything else is told to h.
+func (t *Table) OpenWebSocket(nc net.Conn, early []byte, cfg Config, h Handler) *Conn {
+	s := &socket{nc: nc}
+	c := t.newConn(WireWebSocket, s, cfg, h)
+	s.w = nc
+	s.run = func() { s.drainQueue(c) }
+	if !t.add(c) {
+		return c
+	}
+	go func() {
+		defer t.running.Done()
+		defer c.finish()
+		defer s.cut()
+		t.guarded(c, func() { h.OnOpen(c) })
+		s.read(c, early)
+	}()
+	return c
+}
+
+// Sizes of the read buffer: small while a connection is quiet, large while it has much to say.
+const (
+	quietRead = 1 << 10
+	busyRead  = 32 << 10
+)
+
+// read is the reading goroutine: it ends when the stream does.
+func (s *socket) read(c *Conn, early []byte) {
+	in := &inbound{c: c, s: s, p: parser{limit: c.table.opt.MessageBytes}}
+	in.feed(early)
+	quiet := make([]byte, quietRead)
+	var busy *[]byte
+	defer func() {
+		if busy != nil {
+			c.table.buffers.Put(busy)
+		}
+	}()
+	for {
+		buf := quiet
+		if busy != nil {
+			buf = (*busy)[:busyRead]
+		}
+		n, err := s.nc.Read(buf)
+		if n > 0 {
+			c.heard.Store(time.Now().UnixNano())
+			in.feed(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+		switch {
+		case n == len(buf) && busy == nil:
+			busy = c.table.buffers.Get().(*[]byte)
+		case n < quietRead && busy != nil:
+			c.table.buffers.Put(busy)
+			busy = nil
+		}
+	}
+}
+
+// inbound turns what a socket reads into callbacks.
+type inbound struct {
+	c    *Conn
+	s    *socket
+	p    parser
+	deaf bool // the peer broke the protocol or said goodbye: read on only to see the end
+}
+
+func (in *inbound) feed(b []byte) {
+	if in.deaf {
+		return
+	}
+	if fail := in.p.feed(b, in); fail != nil {
+		in.fail(*fail)
+	}
+}
+
+func (in *inbound) fail(f failure) {
+	in.deaf = true
+	in.c.Close(f.code, f.reason)
+}
+
+// text implements sink.
+func (in *inbound) text(payload []byte) {
+	if in.deaf || !in.c.deliver() {
+		return
+	}
+	in.c.table.metrics.received.Inc()
+	in.c.table.guarded(in.c, func() { in.c.handler.OnMessage(in.c, payload) })
+	in.c.waitResumed()
+}
+
+// control implements sink.
+func (in *inbound) control(op ws.OpCode, payload []byte) {
+	if in.deaf {
+		return
+	}
+	switch op {
+	case ws.OpPing:
+		_ = in.c.Send(serverFrame(ws.OpPong, payload)) // closing, or slow and closed: nothing else to do
+	case ws.OpClose:
+		code, ok := closeOf(payload)
+		if !ok {
+			in.fail(failure{CloseProtocol, "The close frame is malformed."})
+			return
+		}
+		in.deaf = true
+		if in.c.peerClosed(code) {
+			in.s.cut()
+		}
+	}
+}
+
+// closeOf reads a peer's close frame (RFC 6455 §5.5.1, §7.4).
+func closeOf(payload []byte) (CloseCode, bool) {
+	if len(payload) == 0 {
+		return CloseNoStatus, true
+	}
+	if len(payload) == 1 {
+		return 0, false
+	}
+	code, reason := ws.StatusCode(binary.BigEndian.Uint16(payload)), payload[2:]
+	if ws.CheckCloseFrameData(code, "") != nil || code >= 5000 || !utf8.Valid(reason) {
+		return 0, false
+	}
+	return CloseCode(code), true
+}
+
+// events is a text/event-stream answer.
+type events struct {
+	out
+	end  chan struct{} // closed by the first cut
+	once func()
+}
+
+func (s *events) wake(*Conn)                                   { go s.run() }
+func (s *events) goodbye(code CloseCode, reason string) []byte { return sseClose(code, reason) }
+func (s *events) cut()                                         { s.once() }
+
+// ServeSSE answers r with an event stream and returns when it has ended. Nothing is ever heard from such a connection:
+// h gets no OnMessage, and no silence is held against it.
+func (t *Table) ServeSSE(w http.ResponseWriter, r *http.Request, cfg Config, h Handler) {
+	ctl := http.NewResponseController(w)
+	s := &events{end: make(chan struct{})}
+	s.once = sync.OnceFunc(func() {
+		close(s.end)
+		_ = ctl.SetWriteDeadline(time.Unix(1, 0)) // frees a write that is stuck; no writer supports less than net/http's own
+	})
+	cfg.Heartbeat.Grace = 0
+	if cfg.Ping == nil {
+		cfg.Ping = []byte(": ping\n\n")
+	}
+	c := t.newConn(WireSSE, s, cfg, h)
+	s.w, s.flush = w, ctl.Flush
+	s.run = func() { s.drainQueue(c) }
+	_ = ctl.SetWriteDeadline(time.Time{}) // the sweeper watches instead of a deadline for the whole answer
+	_ = ctl.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold the events back
+	w.WriteHeader(http.StatusOK)
+	_ = ctl.Flush()
+	if !t.add(c) {
+		return
+	}
+	defer t.running.Done()
+	t.guarded(c, func() { h.OnOpen(c) })
+	select {
+	case <-r.Context().Done():
+	case <-s.end:
+	}
+	s.cut()
+	c.finish()
+	_ = ctl.SetWriteDeadline(time.Now().Add(t.opt.CloseWait)) // net/http still has the last chunk to write
+}

@@ -1,0 +1,206 @@
+package conn
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+)
+
+// TextFrame returns one unfragmented WebSocket text frame of payload, ready to be sent to any number of connections.
+func TextFrame(payload []byte) []byte { return serverFrame(ws.OpText, payload) }
+
+func serverFrame(op ws.OpCode, payload []byte) []byte {
+	h := ws.Header{Fin: true, OpCode: op, Length: int64(len(payload))}
+	b := bytes.NewBuffer(make([]byte, 0, ws.HeaderSize(h)+len(payload)))
+	_ = ws.WriteHeader(b, h) // a buffer takes every write
+	b.Write(payload)
+	return b.Bytes()
+}
+
+// closeFrame cuts the reason to what a control frame holds (RFC 6455 §5.5), at a character's border.
+func closeFrame(code CloseCode, reason string) []byte {
+	if code == CloseNoStatus {
+		return serverFrame(ws.OpClose, nil)
+	}
+	reason = strings.ToValidUTF8(reason[:min(len(reason), ws.MaxControlFramePayloadSize-2)], "")
+	return serverFrame(ws.OpClose, ws.NewCloseFrameBody(ws.StatusCode(code), reason))
+}
+
+// SSEChunk returns one event of a text/event-stream (WHATWG HTML §9.2.6). Empty fields are left away; data is cut at line breaks
+// as the format wants it.
+func SSEChunk(id, event string, data []byte) []byte {
+	b := make([]byte, 0, len(id)+len(event)+len(data)+32)
+	if id != "" {
+		b = append(append(append(b, "id: "...), id...), '\n')
+	}
+	if event != "" {
+		b = append(append(append(b, "event: "...), event...), '\n')
+	}
+	for line := range bytes.SplitSeq(data, []byte{'\n'}) {
+		b = append(append(append(b, "data: "...), line...), '\n')
+	}
+	return append(b, '\n')
+}
+
+// sseClose tells an SSE client what a WebSocket client reads in the close frame.
+func sseClose(code CloseCode, reason string) []byte {
+	quoted, err := json.Marshal(reason)
+	if err != nil {
+		quoted = []byte(`""`) // cannot happen: strings always encode
+	}
+	return SSEChunk("", "close", []byte(`{"code":`+strconv.Itoa(int(code))+`,"reason":`+string(quoted)+`}`))
+}
+
+// failure is how a connection that breaks the protocol ends.
+type failure struct {
+	code   CloseCode
+	reason string
+}
+
+// sink is told what a parser found. Payloads are valid until the call returns.
+type sink interface {
+	text(payload []byte)
+	control(op ws.OpCode, payload []byte)
+}
+
+// parser reads client frames (RFC 6455 §5) from bytes that come in any pieces. It holds nothing but what is unfinished,
+// so that an idle connection holds nothing, and never allocates by a length that a peer only declared.
+type parser struct {
+	limit  int // bytes of a message
+	head   [ws.MaxHeaderSize]byte
+	nhead  int
+	h      ws.Header
+	inside bool  // the header is complete, the payload is not
+	got    int64 // bytes of the payload so far
+	frag   bool  // a fragmented message is open
+	msg    []byte
+	ctl    []byte // payload of an unfinished control frame
+	rd     bytes.Reader
+	buf    [ws.MaxHeaderSize]byte // scratch of ws.ReadHeaderBuffer
+}
+
+// keepMessage is the largest buffer a parser keeps for the next message.
+const keepMessage = 2 << 10
+
+// feed reads b, which it may change in place. After a failure the parser is not fed again.
+func (p *parser) feed(b []byte, out sink) *failure {
+	for len(b) > 0 {
+		if !p.inside {
+			n, fail := p.header(b)
+			if fail != nil {
+				return fail
+			}
+			b = b[n:]
+			if !p.inside {
+				return nil // needs more bytes
+			}
+		}
+		n := int(min(int64(len(b)), p.h.Length-p.got))
+		piece := b[:n]
+		b = b[n:]
+		ws.Cipher(piece, p.h.Mask, int(p.got))
+		if fail := p.payload(piece, out); fail != nil {
+			return fail
+		}
+	}
+	return nil
+}
+
+// header collects a header and checks it as soon as it is whole. It returns how many bytes of b it used.
+func (p *parser) header(b []byte) (used int, fail *failure) {
+	for p.nhead < 2 && used < len(b) {
+		p.head[p.nhead] = b[used]
+		p.nhead++
+		used++
+	}
+	if p.nhead < 2 {
+		return used, nil
+	}
+	want := 2
+	switch p.head[1] & 0x7f {
+	case 126:
+		want += 2
+	case 127:
+		want += 8
+	}
+	if p.head[1]&0x80 != 0 {
+		want += 4
+	}
+	n := copy(p.head[p.nhead:want], b[used:])
+	p.nhead += n
+	used += n
+	if p.nhead < want {
+		return used, nil
+	}
+	p.rd.Reset(p.head[:want])
+	h, err := ws.ReadHeaderBuffer(&p.rd, p.buf[:0])
+	if err != nil {
+		return used, &failure{CloseProtocol, "The frame's length is malformed."}
+	}
+	p.h, p.nhead, p.got, p.inside = h, 0, 0, true
+	return used, p.check(want)
+}
+
+func (p *parser) check(size int) *failure {
+	state := ws.StateServerSide
+	if p.frag {
+		state = state.Set(ws.StateFragmented)
+	}
+	if err := ws.CheckHeader(p.h, state); err != nil {
+		return &failure{CloseProtocol, "Protocol error: " + err.Error() + "."}
+	}
+	if ws.HeaderSize(p.h) != size { // RFC 6455 §5.2: the minimal number of bytes MUST be used
+		return &failure{CloseProtocol, "Protocol error: the length is not in its shortest form."}
+	}
+	if p.h.OpCode == ws.OpBinary {
+		return &failure{CloseUnsupported, "Only text frames are spoken here."}
+	}
+	if !p.h.OpCode.IsControl() && p.h.Length > int64(p.limit-len(p.msg)) {
+		return &failure{CloseTooBig, "A message may have at most " + strconv.Itoa(p.limit) + " bytes."}
+	}
+	return nil
+}
+
+// payload takes the next unmasked piece of the frame at hand, which is empty for an empty frame.
+func (p *parser) payload(piece []byte, out sink) *failure {
+	whole := p.got == 0 && int64(len(piece)) == p.h.Length
+	p.got += int64(len(piece))
+	done := p.got == p.h.Length
+	if p.h.OpCode.IsControl() {
+		if !whole {
+			p.ctl = append(p.ctl, piece...)
+			piece = p.ctl
+		}
+		if done {
+			p.inside, p.ctl = false, nil
+			out.control(p.h.OpCode, piece)
+		}
+		return nil
+	}
+	if !whole || !p.h.Fin || p.frag {
+		p.msg = append(p.msg, piece...)
+		piece = p.msg
+	}
+	if !done {
+		return nil
+	}
+	p.inside = false
+	if p.frag = !p.h.Fin; p.frag {
+		return nil
+	}
+	if p.msg = p.msg[:0]; cap(p.msg) > keepMessage {
+		p.msg = nil
+	}
+	if !utf8.Valid(piece) {
+		return &failure{CloseInvalidUTF8, "A text message must be UTF-8."}
+	}
+	out.text(piece)
+	return nil
+}
+
+// pingFrame is the wire's own ping, for connections without one of their protocol.
+func pingFrame() []byte { return serverFrame(ws.OpPing, nil) }

@@ -1,0 +1,95 @@
+package gateway
+
+import (
+	"net/http"
+	"sync"
+
+	"github.com/petrel-chat/petrel/internal/conn"
+	"github.com/petrel-chat/petrel/internal/limit"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// Place is one place in the table of connections. Whoever holds it releases it when the connection is gone.
+type Place struct {
+	g    *Gateway
+	mu   sync.Mutex // guards the fields below
+	app  petrel.AppID
+	gone bool
+}
+
+// Admit takes a place for app ("" while nobody knows whose it is). A refusal says when to come back.
+func (g *Gateway) Admit(app petrel.AppID) (*Place, error) {
+	if g.draining.Load() {
+		return nil, petrel.Errorf(petrel.CodeDraining, "This node is leaving. Come back: another one answers.")
+	}
+	if err := g.placeError(g.places.Take(app)); err != nil {
+		return nil, err
+	}
+	return &Place{g: g, app: app}, nil
+}
+
+func (g *Gateway) placeError(r limit.Refusal) error {
+	switch r {
+	case limit.TotalFull:
+		g.metrics.refused.WithLabelValues("connections_full").Inc()
+		return petrel.Errorf(petrel.CodeOverloaded, "This node has as many connections as it takes. Come back in a moment.").After(5 * retryIn)
+	case limit.ShareFull:
+		g.metrics.refused.WithLabelValues("app_connections_full").Inc()
+		return petrel.Errorf(petrel.CodeLimitReached, "The app has as many connections as it may have.").After(30 * retryIn)
+	case limit.Granted:
+	}
+	return nil
+}
+
+// Move makes the place app's, once it is known whose the connection is.
+func (p *Place) Move(app petrel.AppID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.g.placeError(p.g.places.Move(p.app, app)); err != nil {
+		return err
+	}
+	p.app = app
+	return nil
+}
+
+// Release gives the place back. It may be called twice.
+func (p *Place) Release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.gone {
+		p.gone = true
+		p.g.places.Release(p.app)
+	}
+}
+
+// OpenSocket makes a WebSocket of the request. make is called when nothing but the handshake is left to do; the
+// handler it returns releases the place in OnClose. A refusal was not yet answered; after the handshake there is none.
+func (g *Gateway) OpenSocket(w http.ResponseWriter, r *http.Request, make func(*Place) (conn.Config, conn.Handler)) error {
+	if err := conn.CheckUpgrade(r); err != nil {
+		return err
+	}
+	place, err := g.Admit(CredentialOf(r.Context()).Actor.App)
+	if err != nil {
+		return err
+	}
+	cfg, h := make(place)
+	nc, early, err := conn.Upgrade(w, r)
+	if err != nil {
+		place.Release()
+		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
+		return nil // hijacked: nothing can be answered any more
+	}
+	g.opt.Conns.OpenWebSocket(nc, early, cfg, h)
+	return nil
+}
+
+// OpenEvents makes a stream of server-sent events of the request, and returns when it has ended.
+func (g *Gateway) OpenEvents(w http.ResponseWriter, r *http.Request, make func(*Place) (conn.Config, conn.Handler)) error {
+	place, err := g.Admit(CredentialOf(r.Context()).Actor.App)
+	if err != nil {
+		return err
+	}
+	cfg, h := make(place)
+	g.opt.Conns.ServeSSE(w, r, cfg, h)
+	return nil
+}

@@ -1,0 +1,221 @@
+package identity
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/petrel-chat/petrel/internal/event"
+	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
+
+// TestScripts runs testdata/*.txt. A script is a list of steps, each with what it prints below "----". A step is one or more
+// lines: commands (create APP KEY SECRET NAME…, add APP KEY SECRET, retire APP KEY, suspend APP REASON…, resume APP; "-" is
+// an empty word), "as operator|user|app APP", "named USER" (an entry names a user), "known APP USER", "gate KIND APP", "apps",
+// "token KEY SECRET USER TTL", "call KEY SECRET [USER]", "wait TIME", "restore". A step that begins with "together" decides its
+// other lines on one snapshot and folds them in one batch.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no scripts", err)
+	}
+	for _, f := range files {
+		t.Run(filepath.Base(f), func(t *testing.T) {
+			t.Parallel()
+			runScript(t, f)
+		})
+	}
+}
+
+func runScript(t *testing.T, file string) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	var out strings.Builder
+	for step := range strings.SplitSeq(strings.TrimSpace(string(raw)), "\n\n") {
+		input, _, _ := strings.Cut(step, "\n----")
+		out.WriteString(input)
+		var lines []string
+		for line := range strings.SplitSeq(input, "\n") {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) > 0 {
+			fmt.Fprintf(&out, "\n----\n%s", strings.Join(w.step(lines), "\n"))
+		}
+		out.WriteString("\n\n")
+	}
+	w.agree()
+	got := strings.TrimSpace(out.String()) + "\n"
+	if *rewrite {
+		if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := cmp.Diff(string(raw), got); d != "" {
+		t.Errorf("(-file +now; -rewrite takes it over)\n%s", d)
+	}
+}
+
+func (w *world) step(lines []string) (out []string) {
+	if lines[0] != "together" {
+		for _, line := range lines {
+			out = append(out, w.line(words(line)))
+		}
+		return out
+	}
+	var entries []*event.Entry
+	for _, line := range lines[1:] {
+		p, err := w.plan(w.command(words(line)))
+		if err != nil {
+			w.t.Fatalf("%s: %v", line, err)
+		}
+		entries = append(entries, p.entry)
+	}
+	for _, o := range w.append(entries...) {
+		out = append(out, map[bool]string{true: "conflicted", false: "folded"}[o.Conflicted])
+	}
+	return out
+}
+
+// words splits a line; there are always six at least.
+func words(line string) []string {
+	f := strings.Fields(line)
+	for i := range f {
+		if f[i] == "-" {
+			f[i] = ""
+		}
+	}
+	for len(f) < 6 {
+		f = append(f, "")
+	}
+	return f
+}
+
+func (w *world) command(f []string) command {
+	id := petrel.AppID(f[1])
+	switch f[0] {
+	case "create":
+		return CreateApp{App: id, Name: rest(f[4:]), Pair: KeyPair{f[2], Secret(f[3])}}
+	case "add":
+		return AddKey{App: id, Pair: KeyPair{f[2], Secret(f[3])}}
+	case "retire":
+		return RetireKey{App: id, Key: f[2]}
+	case "suspend":
+		return SuspendApp{App: id, Reason: rest(f[2:])}
+	case "resume":
+		return ResumeApp{App: id}
+	}
+	return nil
+}
+
+func rest(f []string) string { return strings.TrimSpace(strings.Join(f, " ")) }
+
+func (w *world) line(f []string) string {
+	if cmd := w.command(f); cmd != nil {
+		n := len(w.recs)
+		app, repeated, err := w.do(cmd)
+		switch {
+		case err != nil && len(w.recs) != n:
+			w.t.Errorf("%v was refused but appended something", f)
+		case err != nil:
+			return refusal(err)
+		case repeated && len(w.recs) != n:
+			w.t.Errorf("%v is a repeat but appended something", f)
+		case repeated:
+			return "repeated: " + show(app)
+		}
+		return show(app)
+	}
+	switch f[0] {
+	case "as":
+		w.actor = petrel.Actor{App: petrel.AppID(f[2])}
+		w.actor.Kind = map[string]petrel.ActorKind{"operator": petrel.ActorOperator, "app": petrel.ActorApp, "user": petrel.ActorUser}[f[1]]
+		return f[1]
+	case "named":
+		w.append(w.entry(nil, event.UserCreated{User: petrel.UserID(f[1])}))
+		return "folded"
+	case "known":
+		known, err := view(w, func(r *projection.Reader) (bool, error) {
+			return UserKnown(r, petrel.AppID(f[1]), petrel.UserID(f[2]))
+		})
+		return answer(fmt.Sprint(known), err)
+	case "gate":
+		kind := map[string]petrel.ActorKind{"operator": petrel.ActorOperator, "app": petrel.ActorApp, "user": petrel.ActorUser, "system": petrel.ActorSystem}[f[1]]
+		return answer("passes", w.store.View(w.t.Context(), func(r *projection.Reader) error {
+			return Gate(r, petrel.Actor{Kind: kind, App: petrel.AppID(f[2]), User: "ada"})
+		}))
+	case "apps":
+		apps, err := view(w, func(r *projection.Reader) ([]App, error) { return Apps(r, "", 0) })
+		lines := []string{fmt.Sprintf("%d apps", len(apps))}
+		for _, a := range apps {
+			lines = append(lines, show(a))
+		}
+		return answer(strings.Join(lines, "\n"), err)
+	case "token":
+		ttl, err := time.ParseDuration(f[4])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		token, _, err := MintToken(KeyPair{f[1], Secret(f[2])}, petrel.UserID(f[3]), w.now, ttl)
+		if err != nil {
+			return refusal(err)
+		}
+		a, expires, err := w.dir.AuthenticateToken(token)
+		return answer(fmt.Sprintf("%s %s of %s until %s", a.Kind, a.User, a.App, expires.Format(time.TimeOnly)), err)
+	case "call":
+		a, err := w.dir.AuthenticateKey(f[1], f[2], petrel.UserID(f[3]))
+		return answer(strings.TrimSpace(fmt.Sprintf("%s %s", a.Kind, a.User))+" of "+string(a.App), err)
+	case "wait":
+		d, err := time.ParseDuration(f[1])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.now = w.now.Add(d)
+		return w.now.Format(time.TimeOnly)
+	case "restore":
+		w.restore()
+		return "restored"
+	}
+	w.t.Fatalf("no such step: %v", f)
+	return ""
+}
+
+func answer(s string, err error) string {
+	if err != nil {
+		return refusal(err)
+	}
+	return s
+}
+
+func refusal(err error) string {
+	code, detail, _ := strings.Cut(err.Error(), ": ")
+	if i := strings.Index(detail, ".: "); i >= 0 {
+		detail = detail[:i+1]
+	}
+	return code + ": " + detail
+}
+
+func show(a App) string {
+	s := fmt.Sprintf("app %s %q of %s, keys", a.ID, a.Name, a.CreatedAt.Format(time.TimeOnly))
+	for _, k := range a.Keys {
+		s += " " + k.Key
+	}
+	if a.Suspended {
+		s += fmt.Sprintf(", suspended %q", a.Reason)
+	}
+	return s
+}

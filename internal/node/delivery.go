@@ -1,0 +1,45 @@
+package node
+
+import (
+	"context"
+
+	"github.com/petrel-chat/petrel/internal/api"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
+)
+
+// newHub makes the hub before the shard is there to feed it: nobody subscribes until both are.
+func (n *Node) newHub() *hub.Hub {
+	view := func(ctx context.Context, fn func(*projection.Reader) error) error { return n.shard.store.View(ctx, fn) }
+	return api.NewHub(view, hub.Options{Logger: n.logger, Registerer: n.reg})
+}
+
+// mountAPI adds Petrel's own protocol to the public side.
+func (n *Node) mountAPI(p *publicSide) {
+	p.api = api.Register(api.Options{
+		Gateway: p.gateway, Hub: n.hub, Desk: n.desk, Projection: n.shard.store, Waiting: n.shard.loop,
+		Node: petrel.NodeID(n.cfg.Name), Version: n.opt.Build.Version, ReplayLimit: uint64(n.cfg.ReplayLimit), //nolint:gosec // checked to be positive
+		Alone: n.alone, Logger: n.logger, Registerer: n.reg,
+	})
+}
+
+// alone says whether nobody else votes on the shard, so that what is not applied here was never acknowledged.
+func (n *Node) alone() bool {
+	st := n.shard.log.Status()
+	voters := 0
+	for _, m := range st.Members {
+		if m.Voter {
+			voters++
+		}
+	}
+	return st.IsLeader && voters == 1
+}
+
+// appChanged is called, on apply's goroutine too, when an app's keys or its suspension changed: connections that
+// would not be let in any more are closed.
+func (n *Node) appChanged(app petrel.AppID) {
+	if a := n.api.Load(); a != nil {
+		a.AppChanged(app)
+	}
+}

@@ -1,0 +1,229 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/petrel-chat/petrel/internal/api"
+	"github.com/petrel-chat/petrel/internal/command"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// FeatureLevel is what this build can read and write of the log. It rises by one when a kind of event or
+// a meaning is added; a cell writes new kinds only when all of its nodes can read them.
+const FeatureLevel = 1
+
+// Build says what a binary was made of.
+type Build struct {
+	Version      string `json:"version"`
+	Commit       string `json:"commit"`
+	Go           string `json:"go"`
+	FeatureLevel int    `json:"feature_level"`
+}
+
+// Options of a node.
+type Options struct {
+	Config Config
+	// Logger; nil logs nothing.
+	Logger *slog.Logger
+	// Notice is where a person reads what to open and, once, the first app's secret. nil: nobody does.
+	Notice io.Writer
+	// Build goes to metrics.
+	Build Build
+	// Web serves everything that is neither API nor socket. nil: a page that says so.
+	Web http.Handler
+	// Offline opens the data folder for a command line tool: no listeners, no first app.
+	Offline bool
+}
+
+// Node is one process of an installation. Open builds it, Start lets people in, Drain asks them to
+// leave, Stop ends it; each of them once, in this order, and Stop at any time.
+type Node struct {
+	cfg    Config
+	opt    Options
+	logger *slog.Logger
+	reg    *prometheus.Registry
+	health *health
+	lock   *folderLock
+	shard  *shard
+	hub    *hub.Hub
+	desk   *command.Desk
+
+	directory *identity.Directory
+
+	adminListener  net.Listener
+	publicListener net.Listener // open before anything is founded: a taken address leaves the folder as it was
+	admin          *adminServer
+	public         *publicSide
+	api            atomic.Pointer[api.API] // of public, for who comes from another goroutine
+	demoApp        petrel.AppID
+
+	failedOnce sync.Once
+	failed     chan struct{}
+	stopOnce   sync.Once
+	stopErr    error
+}
+
+// Open takes the data folder and builds every part that stands behind the public listener. It returns when
+// everything once acknowledged can be read. The admin listener answers from the beginning.
+func Open(ctx context.Context, o Options) (_ *Node, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Notice == nil {
+		o.Notice = io.Discard
+	}
+	n := &Node{cfg: o.Config, opt: o, logger: o.Logger, failed: make(chan struct{})}
+	n.health = &health{degraded: func() string { return n.shard.degraded() }}
+	n.reg = newRegistry(o.Build, n.health)
+	if n.lock, err = lockFolder(o.Config.Data); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Stop())
+		}
+	}()
+	if !o.Offline {
+		if n.publicListener, err = listen(ctx, "listen", n.cfg.Listen); err != nil {
+			return nil, err
+		}
+		if err := n.openAdmin(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.openShard(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) openAdmin(ctx context.Context) error {
+	token, err := loadAdminToken(n.cfg.Data)
+	if err != nil {
+		return err
+	}
+	if n.adminListener, err = listen(ctx, "admin", n.cfg.Admin); err != nil {
+		return err
+	}
+	n.admin = newAdminServer(token, n.health, n.reg, n, n.logger)
+	n.admin.start(n.adminListener, n.fail)
+	return nil
+}
+
+func listen(ctx context.Context, name, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("the address %s of --%s cannot be opened (choose another): %w", addr, name, err)
+	}
+	return l, nil
+}
+
+// Start makes the first app and the demo when they are wanted, and opens the public listener.
+func (n *Node) Start(ctx context.Context) error {
+	app, made, err := n.firstApp(ctx)
+	if err != nil {
+		return fmt.Errorf("make the first app: %w", err)
+	}
+	if n.cfg.Demo {
+		if n.demoApp, err = n.seedDemo(ctx); err != nil {
+			return fmt.Errorf("seed the demo: %w", err)
+		}
+	}
+	if err := n.openPublic(); err != nil {
+		return err
+	}
+	n.health.ready.Store(true)
+	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), Admin: n.AdminAddr()}); err != nil {
+		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
+	}
+	n.logger.Info("ready", "listen", n.Addr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
+	return n.notice(n.opt.Notice, app, made)
+}
+
+// Addr is the address of the public listener, AdminAddr that of the admin listener. "" when not open.
+func (n *Node) Addr() string {
+	if n.public == nil {
+		return ""
+	}
+	return n.public.listener.Addr().String()
+}
+
+// AdminAddr is the address of the admin listener.
+func (n *Node) AdminAddr() string {
+	if n.adminListener == nil {
+		return ""
+	}
+	return n.adminListener.Addr().String()
+}
+
+// Failed is closed when a part failed for good; Err says which. Stop the node then: it takes no more writes.
+func (n *Node) Failed() <-chan struct{} { return n.failed }
+
+// Err is why the node failed, nil while it has not.
+func (n *Node) Err() error { return n.health.err() }
+
+// fail is where every part reports what it cannot mend.
+func (n *Node) fail(err error) {
+	n.failedOnce.Do(func() {
+		n.health.fail(fmt.Errorf("%w%w", quiet{ErrFatal}, err))
+		n.logger.Error("a part of the node failed for good: it stops", "error", err)
+		close(n.failed)
+	})
+}
+
+// Drain lets nobody new in, tells connections to come back elsewhere, spread over the time that ctx leaves, and waits
+// for what is under way. It returns when that is done or ctx is over.
+func (n *Node) Drain(ctx context.Context) {
+	n.health.draining.Store(true)
+	if n.public == nil {
+		return
+	}
+	// Connections come back elsewhere at 200 a second, or faster when there is no time for that.
+	window := time.Duration(n.public.conns.Len()) * 5 * time.Millisecond
+	if deadline, ok := ctx.Deadline(); ok {
+		window = min(window, time.Until(deadline)/2)
+	}
+	if err := n.public.drain(ctx, window); err != nil {
+		n.logger.Warn("not everybody had left in time", "error", err)
+	}
+}
+
+// Stop ends every part in the reverse order of Open and Start, and lets the data folder go. Safe to call twice.
+func (n *Node) Stop() error {
+	n.stopOnce.Do(func() {
+		n.health.draining.Store(true)
+		var errs []error
+		if n.public != nil {
+			n.api.Store(nil)
+			n.public.stop()
+		}
+		if n.shard != nil {
+			errs = append(errs, n.closeShard())
+		}
+		if n.publicListener != nil && n.public == nil {
+			errs = append(errs, n.publicListener.Close())
+		}
+		if n.admin != nil {
+			errs = append(errs, n.admin.server.Close())
+		}
+		errs = append(errs, n.lock.release())
+		n.stopErr = errors.Join(errs...)
+	})
+	return n.stopErr
+}
+
+func (n *Node) shardDir() string { return filepath.Join(n.cfg.Data, "shard-0") }

@@ -1,0 +1,120 @@
+package raftlog
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// AddNonvoter implements Log. Its heartbeats come at the rate of the group's timings,
+// which do not change for a member without a vote.
+func (l *raftLog) AddNonvoter(ctx context.Context, id petrel.NodeID, addr string) error {
+	return l.change(ctx, "add a non-voter", func(r *raft.Raft) raft.Future {
+		return r.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, l.o.EnqueueTimeout)
+	})
+}
+
+// AddVoter implements Log. The first one ends the timings of a sole voter: the engine is
+// reopened, which pauses writes for one election (one to two Heartbeats).
+func (l *raftLog) AddVoter(ctx context.Context, id petrel.NodeID, addr string) error {
+	if l.Status().IsLeader && id != l.o.Node {
+		reopened, err := l.reopen(ctx)
+		if reopened {
+			err = l.untilLeader(ctx)
+		}
+		if err != nil {
+			return l.notNow("add a voter", err)
+		}
+	}
+	return l.change(ctx, "add a voter", func(r *raft.Raft) raft.Future {
+		return r.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, l.o.EnqueueTimeout)
+	})
+}
+
+// Remove implements Log. A leader that removes itself steps down.
+func (l *raftLog) Remove(ctx context.Context, id petrel.NodeID) error {
+	return l.change(ctx, "remove a member", func(r *raft.Raft) raft.Future {
+		return r.RemoveServer(raft.ServerID(id), 0, l.o.EnqueueTimeout)
+	})
+}
+
+// TransferLeadership implements Log.
+func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) error {
+	return l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
+		for _, m := range members(r) {
+			if m.ID == to {
+				return r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(m.Addr))
+			}
+		}
+		return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
+	})
+}
+
+func (l *raftLog) change(ctx context.Context, what string, do func(*raft.Raft) raft.Future) error {
+	if err := l.stopped(); err != nil {
+		return err
+	}
+	if err := l.await(ctx, do(l.raft())); err != nil {
+		return l.notNow(what, err)
+	}
+	return nil
+}
+
+// untilLeader waits for a reopened sole voter to elect itself.
+func (l *raftLog) untilLeader(ctx context.Context) error {
+	for {
+		err := l.await(ctx, l.raft().Barrier(l.o.EnqueueTimeout))
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-l.closing:
+			return err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// members is the latest configuration, committed or not.
+func members(r *raft.Raft) []Member {
+	f := r.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	var out []Member
+	for _, s := range f.Configuration().Servers {
+		out = append(out, Member{ID: petrel.NodeID(s.ID), Addr: string(s.Address), Voter: s.Suffrage == raft.Voter})
+	}
+	return out
+}
+
+// Status implements Log.
+func (l *raftLog) Status() Status {
+	r := l.raft()
+	if r == nil { // still in Open
+		return Status{Node: l.o.Node, FreeDisk: -1}
+	}
+	_, leader := r.LeaderWithID()
+	s := Status{
+		Node: l.o.Node, IsLeader: r.State() == raft.Leader, Leader: petrel.NodeID(leader), Term: r.CurrentTerm(), Members: members(r),
+		CommitMark: r.CommitIndex(), LastMark: r.LastIndex(), SnapshotMark: l.newestSnapshot(),
+		LogBytes: l.st.bytes.Load(), FreeDisk: -1, DiskFull: l.st.full.Load(),
+	}
+	s.Index, s.AppliedMark = l.fsm.position()
+	if free, err := l.o.hooks.free(l.o.Dir); err == nil {
+		s.FreeDisk = free
+		s.DiskFull = s.DiskFull || free < l.o.MinFree
+	}
+	if !s.IsLeader && !r.LastContact().IsZero() {
+		s.LastContact = time.Since(r.LastContact())
+	}
+	if p := l.fatal.Load(); p != nil {
+		s.Stopped, s.IsLeader, s.Leader = *p, false, ""
+	}
+	return s
+}

@@ -1,0 +1,121 @@
+package raftlog
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/hashicorp/raft"
+)
+
+func openTestStore(t *testing.T, dir string, hook func(op, name string) error) *store {
+	t.Helper()
+	o := Options{Dir: dir, Node: "n", Applier: struct{ Applier }{}, SegmentSize: 4 << 10}
+	if err := o.validate(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := openStore(dir, &o, disk{hook, make(chan struct{}), &diskState{}}, func(err error) { t.Errorf("halted: %v", err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func record(i, term uint64) *raft.Log {
+	return &raft.Log{Index: i, Term: term, Data: []byte(strings.Repeat("x", 300))}
+}
+
+// raft cuts the end of a follower's log when another leader knows better. The disk may be
+// full just then; what is left must be readable, then and after a restart.
+func TestCutTail(t *testing.T) {
+	t.Parallel()
+	for _, last := range []uint64{3, 10, 30} { // in one segment, at a seal, over several
+		var full atomic.Bool
+		dir := t.TempDir()
+		hook := func(op, _ string) error {
+			if full.Load() && op == "write" {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+		st := openTestStore(t, dir, hook)
+		for i := uint64(1); i <= last; i++ {
+			if err := st.StoreLog(record(i, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if last == 3 { // the others are sealed already
+			full.Store(true)
+			if err := st.DeleteRange(last-1, last); !errors.Is(err, syscall.ENOSPC) {
+				t.Fatalf("cut without room: %v", err)
+			}
+			full.Store(false)
+		}
+		if err := st.DeleteRange(last-1, last); err != nil {
+			t.Fatal(err)
+		}
+		for i := last - 1; i <= last+20; i++ {
+			if err := st.StoreLog(record(i, 2)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			for i := uint64(1); i <= last+20; i++ {
+				var l raft.Log
+				if err := st.GetLog(i, &l); err != nil {
+					t.Fatalf("record %d: %v", i, err)
+				}
+				if want := 1 + i/(last-1); min(want, 2) != l.Term {
+					t.Fatalf("record %d is of term %d", i, l.Term)
+				}
+			}
+			if err := st.close(); err != nil {
+				t.Fatal(err)
+			}
+			st = openTestStore(t, dir, hook)
+		}
+		if err := st.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Stable values and records from a leader carry checksums too.
+func TestChecksums(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, t.TempDir(), func(string, string) error { return nil })
+	defer st.close()
+	if err := st.SetUint64([]byte("k"), 7); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := st.GetUint64([]byte("k")); v != 7 || err != nil {
+		t.Fatalf("%d %v", v, err)
+	}
+	if v, err := st.GetUint64([]byte("absent")); v != 0 || err != nil {
+		t.Fatalf("%d %v", v, err)
+	}
+	if err := st.wal.Set([]byte("k"), []byte("123456789012")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.GetUint64([]byte("k")); !errors.Is(err, errDamaged) {
+		t.Fatalf("a damaged value: %v", err)
+	}
+	l := record(1, 1)
+	if err := st.StoreLog(l); err != nil {
+		t.Fatal(err)
+	}
+	sent := record(2, 1)
+	sent.Extensions = l.Extensions
+	if err := st.StoreLog(sent); !errors.Is(err, errDamaged) {
+		t.Fatalf("a record damaged on its way: %v", err)
+	}
+	if err := st.StoreLog(record(2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	var got raft.Log
+	if err := st.GetLog(9, &got); err != raft.ErrLogNotFound { //nolint:errorlint // raft compares so
+		t.Fatalf("an absent record: %v", err)
+	}
+}

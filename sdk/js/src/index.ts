@@ -1,0 +1,11 @@
+export { Petrel, type PetrelOptions, type ClientEvents, type Diagnostics } from "./client.js";
+export { PetrelError, type Code } from "./errors.js";
+export { newId } from "./ids.js";
+export { systemClock, type Clock } from "./clock.js";
+export { webStorage, type OutboxStorage, type Unsent } from "./storage.js";
+export type { Sending } from "./outbox.js";
+export type { Attempt, ConnectionState, TokenSource } from "./link.js";
+export type { Follow, FollowHandlers } from "./follow.js";
+export type { Resync, Start, Subscription, SubscriptionHandlers } from "./subscription.js";
+export { webSocketTransport, type OpenTransport, type Transport, type TransportHandlers, type TransportRequest, type WebSocketConstructor, type WebSocketLike } from "./transport.js";
+export type { Draft, Heartbeat, Member, Message, Page, ResyncReason, Role, Room, RoomEvent, RoomKind, ServerFrame } from "./types.js";
