@@ -187,6 +187,13 @@ func (f *fsm) position() (index, mark uint64) {
 	return f.applied, f.mark
 }
 
+// idle says whether everything taken from the engine has been applied.
+func (f *fsm) idle() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.applied == f.tail.index
+}
+
 // waitApplied returns nil once the Applier holds record index.
 func (f *fsm) waitApplied(ctx context.Context, index uint64) error {
 	for {

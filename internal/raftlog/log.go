@@ -50,6 +50,7 @@ package raftlog
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -75,6 +76,8 @@ type Log interface {
 	TakeSnapshot(ctx context.Context) error
 	// Status reads counters; it never waits.
 	Status() Status
+	// Stats is what this member tells others about itself (Options.MemberStats); it never waits.
+	Stats() MemberStats
 	// AddNonvoter, AddVoter, Remove and TransferLeadership must be called on the leader
 	// (else an error that wraps petrel.ErrNotAppended). addr is what Network.Dial takes.
 	AddNonvoter(ctx context.Context, id petrel.NodeID, addr string) error
@@ -123,6 +126,19 @@ type Member struct {
 	Voter bool
 }
 
+// MemberStats is what one member says of itself, so that a leader can tell who has caught up.
+type MemberStats struct {
+	Alive       bool          // it answers, and its shard runs
+	LastContact time.Duration // since it heard of the leader; 0 on the leader, an hour when it never did
+	LastTerm    uint64        // term of the last record of its log
+	LastMark    uint64        // engine position at the end of its log
+}
+
+// ErrDamaged marks a file that does not hold what was written: a flipped bit, a missing end. Open
+// returns it, OnFatal is called with it, and Status.Stopped wraps it. In a cell the others have what
+// this member lost: move its folder away and join again as a new member.
+var ErrDamaged = errors.New("damaged")
+
 // Status is a glance at one shard on one node.
 type Status struct {
 	Node         petrel.NodeID
@@ -139,5 +155,7 @@ type Status struct {
 	FreeDisk     int64         // bytes free below Dir; -1 when unknown
 	DiskFull     bool          // appends are refused for want of room
 	LastContact  time.Duration // since the leader was heard of; 0 on the leader
+	Lag          uint64        // engine positions known to be committed and not applied here yet
+	Leaders      uint64        // how often this node has learned of another leader since Open
 	Stopped      error         // why the shard stopped; nil while it runs
 }

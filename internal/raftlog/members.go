@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -106,6 +107,7 @@ func (l *raftLog) Status() Status {
 		LogBytes: l.st.bytes.Load(), FreeDisk: -1, DiskFull: l.st.full.Load(),
 	}
 	s.Index, s.AppliedMark = l.fsm.position()
+	s.Lag, s.Leaders = l.lag(r), l.leaders.Load()
 	if free, err := l.o.hooks.free(l.o.Dir); err == nil {
 		s.FreeDisk = free
 		s.DiskFull = s.DiskFull || free < l.o.MinFree
@@ -115,6 +117,43 @@ func (l *raftLog) Status() Status {
 	}
 	if p := l.fatal.Load(); p != nil {
 		s.Stopped, s.IsLeader, s.Leader = *p, false, ""
+	}
+	return s
+}
+
+// lag is how many positions are known to be committed and not applied here yet. Positions that are not the
+// Applier's (the engine's own) never reach it, so that its mark alone would stand behind for ever.
+func (l *raftLog) lag(r *raft.Raft) uint64 {
+	commit := r.CommitIndex()
+	idle := r.AppliedIndex() >= commit && r.Stats()["fsm_pending"] == "0" && l.fsm.idle()
+	_, mark := l.fsm.position()
+	if idle || mark >= commit {
+		return 0
+	}
+	return commit - mark
+}
+
+// Stats implements Log.
+func (l *raftLog) Stats() MemberStats {
+	r := l.raft()
+	if r == nil { // still in Open
+		return MemberStats{LastContact: time.Hour}
+	}
+	said := r.Stats()
+	number := func(key string) uint64 {
+		n, _ := strconv.ParseUint(said[key], 10, 64) // raft wrote it
+		return n
+	}
+	s := MemberStats{Alive: l.stopped() == nil, LastTerm: number("last_log_term"), LastMark: number("last_log_index")}
+	if at := number("last_snapshot_index"); at > s.LastMark {
+		s.LastTerm, s.LastMark = number("last_snapshot_term"), at
+	}
+	switch contact := r.LastContact(); {
+	case r.State() == raft.Leader:
+	case contact.IsZero():
+		s.LastContact = time.Hour
+	default:
+		s.LastContact = time.Since(contact)
 	}
 	return s
 }

@@ -295,12 +295,18 @@ func (m *Memory) Status() Status {
 	end := d.tail().index
 	s := Status{
 		Node: m.o.Node, IsLeader: true, Leader: m.o.Node, Term: 1, Members: []Member{{ID: m.o.Node, Voter: true}},
-		Index: m.applied, AppliedMark: m.applied, CommitMark: end, LastMark: end, SnapshotMark: d.at, FreeDisk: -1, Stopped: m.fatal,
+		Index: m.applied, AppliedMark: m.applied, CommitMark: end, LastMark: end, Lag: end - m.applied, SnapshotMark: d.at, FreeDisk: -1, Stopped: m.fatal,
 	}
 	if m.closed || m.fatal != nil {
 		s.IsLeader, s.Leader = false, ""
 	}
 	return s
+}
+
+// Stats implements Log.
+func (m *Memory) Stats() MemberStats {
+	s := m.Status()
+	return MemberStats{Alive: s.IsLeader, LastTerm: s.Term, LastMark: s.LastMark}
 }
 
 var errAlone = errors.New("the in-memory log has one member")

@@ -1,7 +1,9 @@
 package raftlog
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -24,6 +26,13 @@ type Options struct {
 	Bootstrap bool
 	// Network reaches the other members; nil is a sole voter that has none.
 	Network Network
+	// MemberStats asks the other members of the group for their Log.Stats; who does not answer before
+	// ctx ends is left out. With it, non-voters that have caught up become voters while this node leads.
+	// nil: nobody is promoted.
+	MemberStats func(ctx context.Context, members []Member) map[petrel.NodeID]MemberStats
+	// MaxVoters is up to how many voters members are promoted; the others stay non-voters. Default 3; 5
+	// at most.
+	MaxVoters int
 	// MinFree is the free disk in bytes below which appends are refused with ErrDiskFull.
 	// Default 64 MiB.
 	MinFree int64
@@ -74,7 +83,10 @@ func (o *Options) validate() error {
 		return errors.New("raftlog: Node is missing")
 	case o.Applier == nil:
 		return errors.New("raftlog: Applier is missing")
+	case o.MaxVoters < 0 || o.MaxVoters > 5:
+		return fmt.Errorf("raftlog: MaxVoters is %d; a group has 1 to 5 voters", o.MaxVoters)
 	}
+	setDefault(&o.MaxVoters, 3)
 	setDefault(&o.MinFree, 64<<20)
 	setDefault(&o.SegmentSize, 16<<20)
 	setDefault(&o.SnapshotBytes, 256<<20)

@@ -37,14 +37,15 @@ type raftLog struct {
 	r    *raft.Raft
 	sole bool // runs with the timings of a sole voter
 
-	slot  chan struct{}     // 1: whoever sends has the right to propose
-	ready uint64            // term whose barrier this leader has passed; guarded by slot
-	fence map[uint64]uint64 // per forwarding session: appends up to this number are refused; guarded by slot
-	nudge chan struct{}     // a batch was committed
-	seq   atomic.Uint64     // of batches proposed here, for nudge
-	fwd   *forwarder        // nil without a Network
-	bg    sync.WaitGroup    // our own goroutines
-	wait  waitGroup         // goroutines that wait for raft's futures
+	slot    chan struct{}     // 1: whoever sends has the right to propose
+	ready   uint64            // term whose barrier this leader has passed; guarded by slot
+	fence   map[uint64]uint64 // per forwarding session: appends up to this number are refused; guarded by slot
+	nudge   chan struct{}     // a batch was committed
+	seq     atomic.Uint64     // of batches proposed here, for nudge
+	leaders atomic.Uint64     // that this node has learned of
+	fwd     *forwarder        // nil without a Network
+	bg      sync.WaitGroup    // our own goroutines
+	wait    waitGroup         // goroutines that wait for raft's futures
 }
 
 var _ Log = (*raftLog)(nil)
@@ -64,6 +65,7 @@ func (l *raftLog) start(sole bool) error {
 	}
 	l.r, l.sole = r, sole
 	l.bg.Go(func() { l.watchLeadership(r) })
+	l.bg.Go(func() { l.watchLeader(r) })
 	return nil
 }
 
@@ -150,6 +152,28 @@ func (l *raftLog) watchLeadership(r *raft.Raft) {
 		}
 		if l.raft() != r {
 			return
+		}
+	}
+}
+
+// watchLeader follows who leads, as this node sees it.
+func (l *raftLog) watchLeader(r *raft.Raft) {
+	ch := make(chan raft.Observation, 16)
+	o := raft.NewObserver(ch, false, func(o *raft.Observation) bool { _, ok := o.Data.(raft.LeaderObservation); return ok })
+	r.RegisterObserver(o)
+	defer r.DeregisterObserver(o)
+	_, last := r.LeaderWithID()
+	for l.raft() == r {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-l.closing:
+			return
+		case <-ch:
+		}
+		if _, now := r.LeaderWithID(); now != "" && now != last {
+			l.leaders.Add(1)
+			last = now
 		}
 	}
 }

@@ -36,15 +36,12 @@ var (
 	_ raft.MonotonicLogStore = (*store)(nil)
 )
 
-// errDamaged marks what a checksum refused.
-var errDamaged = errors.New("damaged")
-
 // openStore opens the write-ahead log in dir, which exists.
 func openStore(dir string, o *Options, d disk, halt func(error)) (st *store, err error) {
 	meta := &metaStore{db: &metadb.BoltMetaDB{}, disk: d, dir: dir}
 	defer func() {
 		if p := recover(); p != nil { // bbolt and the engine's decoder panic on some damage
-			st, err = nil, fmt.Errorf("%w: %v", errDamaged, p)
+			st, err = nil, fmt.Errorf("%w: %v", ErrDamaged, p)
 		}
 		if err != nil {
 			_ = meta.db.Close()
@@ -85,17 +82,17 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 func (s *store) read(index uint64, l *raft.Log) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // the decoder slices by lengths that it read
-			err = fmt.Errorf("%w: %v", errDamaged, p)
+			err = fmt.Errorf("%w: %v", ErrDamaged, p)
 		}
 	}()
 	if err := s.wal.GetLog(index, l); err != nil {
 		return err
 	}
 	if l.Index != index {
-		return fmt.Errorf("%w: it calls itself record %d", errDamaged, l.Index)
+		return fmt.Errorf("%w: it calls itself record %d", ErrDamaged, l.Index)
 	}
 	if len(l.Extensions) != 4 || binary.BigEndian.Uint32(l.Extensions) != recordSum(l) {
-		return fmt.Errorf("%w: it does not match its checksum", errDamaged)
+		return fmt.Errorf("%w: it does not match its checksum", ErrDamaged)
 	}
 	return nil
 }
@@ -125,7 +122,7 @@ func (s *store) StoreLogs(logs []*raft.Log) error {
 		case len(l.Extensions) == 0:
 			l.Extensions = binary.BigEndian.AppendUint32(nil, sum)
 		case len(l.Extensions) != 4 || binary.BigEndian.Uint32(l.Extensions) != sum:
-			return fmt.Errorf("record %d from the leader: %w on its way", l.Index, errDamaged)
+			return fmt.Errorf("record %d from the leader: %w on its way", l.Index, ErrDamaged)
 		}
 		n += int64(len(l.Data)) + 32
 	}
@@ -182,7 +179,7 @@ func (s *store) Get(key []byte) ([]byte, error) {
 	}
 	n := len(raw) - 4
 	if n < 0 || binary.BigEndian.Uint32(raw[n:]) != stableSum(key, raw[:n]) {
-		return nil, fmt.Errorf("%s: %w: it does not match its checksum", key, errDamaged)
+		return nil, fmt.Errorf("%s: %w: it does not match its checksum", key, ErrDamaged)
 	}
 	return raw[:n], nil
 }
@@ -199,7 +196,7 @@ func (s *store) GetUint64(key []byte) (uint64, error) {
 	case err != nil || raw == nil:
 		return 0, err
 	case len(raw) != 8:
-		return 0, fmt.Errorf("%s: %w: %d bytes", key, errDamaged, len(raw))
+		return 0, fmt.Errorf("%s: %w: %d bytes", key, ErrDamaged, len(raw))
 	}
 	return binary.BigEndian.Uint64(raw), nil
 }

@@ -99,7 +99,7 @@ func TestChecksums(t *testing.T) {
 	if err := st.wal.Set([]byte("k"), []byte("123456789012")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.GetUint64([]byte("k")); !errors.Is(err, errDamaged) {
+	if _, err := st.GetUint64([]byte("k")); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("a damaged value: %v", err)
 	}
 	l := record(1, 1)
@@ -108,7 +108,7 @@ func TestChecksums(t *testing.T) {
 	}
 	sent := record(2, 1)
 	sent.Extensions = l.Extensions
-	if err := st.StoreLog(sent); !errors.Is(err, errDamaged) {
+	if err := st.StoreLog(sent); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("a record damaged on its way: %v", err)
 	}
 	if err := st.StoreLog(record(2, 1)); err != nil {
