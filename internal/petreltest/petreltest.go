@@ -99,14 +99,17 @@ type Options struct {
 	Dir  string   // data folder; kept across starts
 	Args []string // more flags of `petrel serve`
 	Wrap []string // a command in front of petrel: strace, unshare. Its process group is signalled as a whole
+	Env  []string // more variables of its environment
+	Host *Host    // the machine that it runs on, with public port 8080 and admin port 8081; nil: this one
 }
 
 // Server is one petrel process and what it wrote.
 type Server struct {
 	Dir   string
-	URL   string // of the public listener
-	Admin string // URL of the admin listener
-	PID   int    // of petrel itself, whatever wraps it
+	URL   string       // of the public listener
+	Admin string       // URL of the admin listener
+	PID   int          // of petrel itself, whatever wraps it
+	HTTP  *http.Client // reaches it
 
 	cmd    *exec.Cmd
 	logs   *logBuffer
@@ -122,14 +125,20 @@ func Launch(tb testing.TB, o Options) *Server {
 		tb.Fatal(err)
 	}
 	args := append([]string{}, o.Wrap...)
-	args = append(args, Binary(tb), "serve", "--data", o.Dir, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json")
+	listen, admin, start := "127.0.0.1:0", "127.0.0.1:0", (*exec.Cmd).Start
+	s := &Server{Dir: o.Dir, HTTP: http.DefaultClient, logs: &logBuffer{}, exited: make(chan struct{})}
+	if h := o.Host; h != nil {
+		listen, admin, start = h.Addr+":8080", h.Addr+":8081", h.Start
+		s.HTTP = h.Client()
+	}
+	args = append(args, Binary(tb), "serve", "--data", o.Dir, "--listen", listen, "--admin", admin, "--log-format", "json")
 	args = append(args, o.Args...)
-	s := &Server{Dir: o.Dir, logs: &logBuffer{}, exited: make(chan struct{})}
 	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Stdout, s.cmd.Stderr = s.logs, s.logs
 	s.cmd.Env = append(cleanEnv(), "PETREL_APP_ID="+AppID, "PETREL_APP_KEY="+AppKey, "PETREL_APP_SECRET="+AppSecret)
+	s.cmd.Env = append(s.cmd.Env, o.Env...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.cmd.Start(); err != nil {
+	if err := start(s.cmd); err != nil {
 		tb.Fatal(err)
 	}
 	go func() {
@@ -200,7 +209,7 @@ func (s *Server) status(ctx context.Context, path string) int {
 	if err != nil {
 		return 0
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.HTTP.Do(req)
 	if err != nil {
 		return 0
 	}
