@@ -37,6 +37,7 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run a node."`
 	App     appCmd     `cmd:"" help:"Make and manage apps, the tenants of an installation."`
 	Token   tokenCmd   `cmd:"" help:"Mint a token with which a user signs in."`
+	Node    nodeCmd    `cmd:"" help:"Show and change the nodes of a cell."`
 	Import  importCmd  `cmd:"" help:"Bring in conversations from elsewhere."`
 	Bench   benchCmd   `cmd:"" help:"Measure this build on this machine."`
 	Version versionCmd `cmd:"" help:"Show version, commit and feature level."`

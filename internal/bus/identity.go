@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -129,6 +130,51 @@ func (i Identity) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error
 		_, err = NodeOf(st.PeerCertificates[0])
 		return err
 	}
+}
+
+// LoadIdentity reads a certificate that was brought instead of derived: PEM files of the node's certificate (with
+// what lies between it and a root), its key, and the roots that sign the cell's nodes. The certificate names the
+// node by the URI petrel-node:<name>, and serves for both ends (serverAuth and clientAuth).
+func LoadIdentity(certFile, keyFile, rootsFile string) (Identity, error) {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return Identity{}, fmt.Errorf("read the node's certificate %s and its key %s: %w", certFile, keyFile, err)
+	}
+	if _, err := NodeOf(cert.Leaf); err != nil {
+		return Identity{}, fmt.Errorf("%s: %w", certFile, err)
+	}
+	pem, err := os.ReadFile(rootsFile)
+	if err != nil {
+		return Identity{}, fmt.Errorf("read the roots of the cell's certificates: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return Identity{}, fmt.Errorf("%s holds no certificate in PEM form", rootsFile)
+	}
+	id := Identity{Certificate: cert, Roots: roots}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		chain := tls.ConnectionState{}
+		for _, der := range cert.Certificate {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				return Identity{}, fmt.Errorf("%s: %w", certFile, err)
+			}
+			chain.PeerCertificates = append(chain.PeerCertificates, c)
+		}
+		if err := id.verify(usage)(chain); err != nil {
+			return Identity{}, fmt.Errorf("%s would not be let in by other nodes: %w", certFile, err)
+		}
+	}
+	return id, nil
+}
+
+// Routes is one configuration for both ends of the routes between embedded NATS servers: each shows its
+// certificate, and is of the cell or refused.
+func (i Identity) Routes() *tls.Config {
+	c := i.server(nil)
+	c.InsecureSkipVerify = true // VerifyConnection checks the chain; only the host's name is left out
+	c.VerifyConnection = i.verify(x509.ExtKeyUsageAny)
+	return c
 }
 
 func (i Identity) server(protocols []string) *tls.Config {

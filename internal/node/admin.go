@@ -51,7 +51,7 @@ func newAdminServer(token string, health *health, reg *prometheus.Registry, op O
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.Handle("/admin/", http.MaxBytesHandler(a.guard(operatorRoutes(op)), adminMaxBody))
+	mux.Handle("/admin/", http.MaxBytesHandler(a.guard(onceReady(health, operatorRoutes(op))), adminMaxBody))
 	a.server = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: adminTimeout, IdleTimeout: time.Minute,
 		MaxHeaderBytes: adminMaxHeader, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
@@ -76,6 +76,17 @@ func (a *adminServer) guard(next http.Handler) http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), adminTimeout)
 		defer cancel()
 		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// onceReady refuses what needs the log and the projection until both are there.
+func onceReady(h *health, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !h.ready.Load() {
+			writeProblem(w, petrel.Errorf(petrel.CodeNoLeader, "The node is starting: it waits for its log to have a leader and to have caught up. Ask again in a moment; /healthz says when.").After(time.Second))
+			return
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -133,6 +144,23 @@ func operatorRoutes(op Operator) http.Handler {
 		ttl := time.Duration(min(in.TTLSeconds, int64(MaxTokenTTL/time.Second)+1)) * time.Second
 		return op.MintToken(ctx, app, in.User, ttl)
 	}))
+	mux.HandleFunc("GET /admin/cell", func(w http.ResponseWriter, r *http.Request) {
+		info, err := op.Cell(r.Context())
+		writeAnswer(w, info, err)
+	})
+	cell := func(what string, do func(ctx context.Context, in nodeRequest) error) {
+		mux.HandleFunc("POST /admin/cell/"+what, func(w http.ResponseWriter, r *http.Request) {
+			in, err := readBody[nodeRequest](r)
+			if err == nil {
+				err = do(r.Context(), in)
+			}
+			writeAnswer(w, struct{}{}, err)
+		})
+	}
+	cell("drain", func(ctx context.Context, in nodeRequest) error { return op.DrainNode(ctx, in.Node) })
+	cell("remove", func(ctx context.Context, in nodeRequest) error { return op.RemoveNode(ctx, in.Node, in.Force) })
+	cell("replace", func(ctx context.Context, in nodeRequest) error { return op.ReplaceNode(ctx, in.Node, in.With) })
+	cell("transfer", func(ctx context.Context, in nodeRequest) error { return op.TransferLeadership(ctx, in.Node) })
 	mux.HandleFunc("/admin/", func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, petrel.Errorf(petrel.CodeNotFound, "There is no such call of the admin API; docs/OPERATING.md lists them."))
 	})

@@ -42,6 +42,16 @@ type Config struct {
 	MaxConnections int    `koanf:"max-connections" default:"10000" placeholder:"N" help:"Sockets and event streams at most; fewer when the process may open fewer files."`
 	TrustedProxies string `koanf:"trusted-proxies" placeholder:"CIDR,…" help:"Proxies whose X-Forwarded-For is believed, like 10.0.0.0/8,::1/128."`
 
+	Peer           string `koanf:"peer" placeholder:"HOST:PORT" help:"TLS port between nodes, as the others reach it. Alone, it founds a cell, or makes one of a node that ran alone."`
+	Join           string `koanf:"join" placeholder:"HOST:PORT,…" help:"Peer ports of nodes of the cell that this node joins. Needed once: later it knows them."`
+	CellSecretFile string `koanf:"cell-secret-file" placeholder:"FILE" help:"The cell's secret, to join: a copy of DATA/cell-secret of any node of it."`
+	Bus            string `koanf:"bus" placeholder:"HOST:PORT" help:"Port of the embedded NATS between nodes. Default: that of --peer, plus 1."`
+	NATS           string `koanf:"nats" placeholder:"URL" help:"Use this NATS cluster instead of the embedded one. The URL may hold a password: better in the file or PETREL_NATS."`
+	PeerCert       string `koanf:"peer-cert" placeholder:"FILE" help:"Certificate (PEM) of this node, with the URI petrel-node:NAME, instead of one made from the cell's secret."`
+	PeerKey        string `koanf:"peer-key" placeholder:"FILE" help:"Its key."`
+	PeerCA         string `koanf:"peer-ca" placeholder:"FILE" help:"The roots (PEM) that sign the certificates of the cell's nodes."`
+	Voters         int    `koanf:"voters" default:"3" placeholder:"N" help:"Nodes that vote on the log, 3 or 5; further ones hold it without a vote. The same on every node."`
+
 	// The first app, made on an empty data folder. No flags: a secret on a command line
 	// is readable by every user of the machine.
 	AppID     string `koanf:"app-id" kong:"-"`
@@ -54,7 +64,7 @@ func DefaultConfig() Config {
 	return Config{
 		Data: "petrel-data", Listen: "127.0.0.1:8080", Admin: "127.0.0.1:8081", Name: "n1",
 		LogLevel: "info", LogFormat: "auto", ReplayLimit: 100_000, DrainTimeout: 10 * time.Second,
-		MaxConnections: 10_000,
+		MaxConnections: 10_000, Voters: 3,
 	}
 }
 
@@ -265,6 +275,7 @@ func (c *Config) problems(origin map[string]string) []error {
 			bad(l.name, "%s is %q; it must be HOST:PORT, like 127.0.0.1:8080", l.name, l.addr)
 		}
 	}
+	out = append(out, c.cellProblems(origin)...)
 	if c.Listen == c.Admin && !strings.HasSuffix(c.Listen, ":0") {
 		bad("admin", "listen and admin are both %s; the admin listener needs its own port", c.Admin)
 	}
@@ -329,7 +340,7 @@ func btoi(b bool) int {
 
 // shown returns a value for an error sentence, and never a secret.
 func shown(name string, v any) string {
-	if name == "app-secret" || name == "app-key" {
+	if name == "app-secret" || name == "app-key" || name == "nats" {
 		return "something else"
 	}
 	if s, ok := v.(string); ok {

@@ -58,6 +58,8 @@ type Node struct {
 	reg    *prometheus.Registry
 	health *health
 	lock   *folderLock
+	self   membership
+	cell   *cell // nil without --peer
 	shard  *shard
 	hub    *hub.Hub
 	desk   *command.Desk
@@ -71,6 +73,8 @@ type Node struct {
 	api            atomic.Pointer[api.API] // of public, for who comes from another goroutine
 	demoApp        petrel.AppID
 
+	leaving    sync.Once
+	background sync.WaitGroup // of leave
 	failedOnce sync.Once
 	failed     chan struct{}
 	stopOnce   sync.Once
@@ -105,10 +109,28 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 			return nil, err
 		}
 	}
+	if err := n.openSelf(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.openShard(ctx); err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+// openSelf finds out which member of which cell this folder is, and opens the port between nodes.
+func (n *Node) openSelf(ctx context.Context) (err error) {
+	if n.self, err = loadMembership(n.cfg.Data, n.cfg.Name, n.cfg.Join != ""); err != nil {
+		return err
+	}
+	if n.cfg.Peer == "" || n.opt.Offline {
+		return nil
+	}
+	n.cell, err = openCell(ctx, &n.cfg, n.self, n.logger, n.reg)
+	if err == nil {
+		n.cell.admin, n.cell.drain = n.AdminAddr(), n.leave
+	}
+	return err
 }
 
 func (n *Node) openAdmin(ctx context.Context) error {
@@ -134,9 +156,11 @@ func listen(ctx context.Context, name, addr string) (net.Listener, error) {
 
 // Start makes the first app and the demo when they are wanted, and opens the public listener.
 func (n *Node) Start(ctx context.Context) error {
-	app, made, err := n.firstApp(ctx)
-	if err != nil {
-		return fmt.Errorf("make the first app: %w", err)
+	app, made, err := App{}, false, error(nil)
+	if n.self.Origin == founded { // else the cell has its apps
+		if app, made, err = n.firstApp(ctx); err != nil {
+			return fmt.Errorf("make the first app: %w", err)
+		}
 	}
 	if n.cfg.Demo {
 		if n.demoApp, err = n.seedDemo(ctx); err != nil {
@@ -147,6 +171,10 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	n.health.ready.Store(true)
+	if n.cell != nil {
+		addr := n.Addr()
+		n.cell.public.Store(&addr)
+	}
 	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), Admin: n.AdminAddr()}); err != nil {
 		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
 	}
@@ -189,6 +217,9 @@ func (n *Node) fail(err error) {
 // for what is under way. It returns when that is done or ctx is over.
 func (n *Node) Drain(ctx context.Context) {
 	n.health.draining.Store(true)
+	if n.cell != nil {
+		defer n.cell.handOver(ctx)
+	}
 	if n.public == nil {
 		return
 	}
@@ -206,13 +237,20 @@ func (n *Node) Drain(ctx context.Context) {
 func (n *Node) Stop() error {
 	n.stopOnce.Do(func() {
 		n.health.draining.Store(true)
+		n.background.Wait()
 		var errs []error
 		if n.public != nil {
 			n.api.Store(nil)
 			n.public.stop()
 		}
+		if n.cell != nil {
+			n.cell.stopServing()
+		}
 		if n.shard != nil {
 			errs = append(errs, n.closeShard())
+		}
+		if n.cell != nil {
+			errs = append(errs, n.cell.close())
 		}
 		if n.publicListener != nil && n.public == nil {
 			errs = append(errs, n.publicListener.Close())
@@ -224,6 +262,18 @@ func (n *Node) Stop() error {
 		n.stopErr = errors.Join(errs...)
 	})
 	return n.stopErr
+}
+
+// leave is what another node's operator asks for: Drain, while the process stays.
+func (n *Node) leave() {
+	n.leaving.Do(func() {
+		n.logger.Warn("asked to leave: connections move to other nodes, leadership is handed over; stop or restart this process when it is drained")
+		n.background.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), n.cfg.DrainTimeout)
+			defer cancel()
+			n.Drain(ctx)
+		})
+	})
 }
 
 func (n *Node) shardDir() string { return filepath.Join(n.cfg.Data, "shard-0") }

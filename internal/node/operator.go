@@ -58,6 +58,17 @@ type Operator interface {
 	Suspend(ctx context.Context, id petrel.AppID, reason string) (App, error)
 	Resume(ctx context.Context, id petrel.AppID) (App, error)
 	MintToken(ctx context.Context, id petrel.AppID, user petrel.UserID, ttl time.Duration) (Token, error)
+
+	// Cell shows the nodes. A node that runs alone shows itself.
+	Cell(ctx context.Context) (CellInfo, error)
+	// DrainNode makes a node hand over its connections and its leadership; it does not wait for that. "" is the node asked.
+	DrainNode(ctx context.Context, name string) error
+	// RemoveNode forgets a node. It refuses what would leave too few voters alive, unless force.
+	RemoveNode(ctx context.Context, name string, force bool) error
+	// ReplaceNode removes old once with is there and has caught up.
+	ReplaceNode(ctx context.Context, old, with string) error
+	// TransferLeadership hands leadership to a node; "" is the voter most up to date.
+	TransferLeadership(ctx context.Context, to string) error
 }
 
 var (
@@ -137,6 +148,36 @@ func (r *Remote) MintToken(ctx context.Context, id petrel.AppID, user petrel.Use
 	return ask[Token](ctx, r, http.MethodPost, appPath(id)+"/tokens", tokenRequest{User: user, TTLSeconds: int64(ttl / time.Second)})
 }
 
+// Cell implements Operator.
+func (r *Remote) Cell(ctx context.Context) (CellInfo, error) {
+	return ask[CellInfo](ctx, r, http.MethodGet, "/admin/cell", nil)
+}
+
+// DrainNode implements Operator.
+func (r *Remote) DrainNode(ctx context.Context, name string) error {
+	return r.cell(ctx, "drain", nodeRequest{Node: name})
+}
+
+// RemoveNode implements Operator.
+func (r *Remote) RemoveNode(ctx context.Context, name string, force bool) error {
+	return r.cell(ctx, "remove", nodeRequest{Node: name, Force: force})
+}
+
+// ReplaceNode implements Operator.
+func (r *Remote) ReplaceNode(ctx context.Context, old, with string) error {
+	return r.cell(ctx, "replace", nodeRequest{Node: old, With: with})
+}
+
+// TransferLeadership implements Operator.
+func (r *Remote) TransferLeadership(ctx context.Context, to string) error {
+	return r.cell(ctx, "transfer", nodeRequest{Node: to})
+}
+
+func (r *Remote) cell(ctx context.Context, what string, in nodeRequest) error {
+	_, err := ask[struct{}](ctx, r, http.MethodPost, "/admin/cell/"+what, in)
+	return err
+}
+
 func appPath(id petrel.AppID) string { return "/admin/apps/" + url.PathEscape(string(id)) }
 
 // The bodies of the admin API that are not Operator's own types.
@@ -146,6 +187,11 @@ type (
 	}
 	suspendRequest struct {
 		Reason string `json:"reason,omitempty"`
+	}
+	nodeRequest struct {
+		Node  string `json:"node,omitempty"`
+		With  string `json:"with,omitempty"`
+		Force bool   `json:"force,omitempty"`
 	}
 	tokenRequest struct {
 		User       petrel.UserID `json:"user"`

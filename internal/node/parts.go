@@ -11,6 +11,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
 // modules and domains are what the one shard of this installation holds. Their order is that of the schema.
@@ -30,7 +31,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 	n.hub = n.newHub()
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
-		dir: n.shardDir(), node: petrel.NodeID(n.cfg.Name), modules: modules(), domains: n.domains(),
+		dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.domains(),
 		publish: n.publish, onFatal: n.fail, logger: n.logger, registerer: n.reg,
 	})
 	if err != nil {
@@ -56,6 +57,40 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 func (n *Node) closeShard() error {
 	n.hub.Stop()
 	return n.shard.close()
+}
+
+// network is nil, not a nil cell's, without other nodes.
+func (n *Node) network() raftlog.Network {
+	if n.cell == nil {
+		return nil
+	}
+	return n.cell.network()
+}
+
+// admitted is called when the log is open, before anything of it is waited for.
+func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
+	if n.cell == nil {
+		if others := len(log.Status().Members) - 1; others > 0 {
+			return fmt.Errorf("this folder belongs to a node of a cell with %d other nodes; start it with its --peer", others)
+		}
+		return nil
+	}
+	if err := n.cell.admit(ctx, log); err != nil {
+		return err
+	}
+	if err := n.cell.startBus(); err != nil {
+		return err
+	}
+	n.cell.onBus(n)
+	return n.cell.serve()
+}
+
+// logOptions are what a cell's log needs beyond a lone node's.
+func (n *Node) logOptions(o *raftlog.Options) {
+	if n.cell == nil {
+		return
+	}
+	n.cell.logOptions(o)
 }
 
 // Desk takes commands: what every edge of the node goes through.

@@ -26,7 +26,10 @@ var ErrFatal = errors.New("fatal")
 // shardOptions are what one shard is opened with.
 type shardOptions struct {
 	dir        string // DATA/shard-0
-	node       petrel.NodeID
+	self       membership
+	network    raftlog.Network                                  // nil without other nodes
+	admitted   func(ctx context.Context, log raftlog.Log) error // called when the log is open: the group takes this node in
+	log        func(*raftlog.Options)                           // what else the node sets; nil: nothing
 	modules    []projection.Module
 	domains    []apply.Domain
 	publish    func([]petrel.Publication)
@@ -68,21 +71,31 @@ func openShard(ctx context.Context, o shardOptions) (opened *shard, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.log, err = raftlog.Open(ctx, raftlog.Options{
-		Dir: filepath.Join(o.dir, "log"), Node: o.node, Applier: applier{s.loop}, Bootstrap: true,
-		Size:   func() int64 { file, _ := s.store.Bytes(); return file },
-		Logger: o.logger, Registerer: o.registerer, OnFatal: o.onFatal,
-	})
-	if err != nil {
+	lo := raftlog.Options{
+		Dir: filepath.Join(o.dir, "log"), Node: o.self.Member, Applier: applier{s.loop}, Bootstrap: o.self.Origin == founded,
+		Size:    func() int64 { file, _ := s.store.Bytes(); return file },
+		Network: o.network, Logger: o.logger, Registerer: o.registerer, OnFatal: o.onFatal,
+	}
+	if o.log != nil {
+		o.log(&lo)
+	}
+	if s.log, err = raftlog.Open(ctx, lo); err != nil {
 		return nil, openLogError(err)
+	}
+	if o.admitted != nil {
+		if err := o.admitted(ctx, s.log); err != nil {
+			return nil, err
+		}
 	}
 	s.pipeline = commit.New(commit.Options{Appender: s.log, Logger: o.logger, Registerer: o.registerer})
 	s.pipeline.Start()
 	if err := s.barrier(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.found(ctx, o.logger); err != nil {
-		return nil, err
+	if o.self.Origin == founded {
+		if err := s.found(ctx, o.logger); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -212,8 +225,8 @@ func (s *shard) degraded() string {
 	switch {
 	case st.DiskFull:
 		return fmt.Sprintf("the disk is full (%d MiB free): writes answer 503 disk_full until there is room; reads and sockets go on", st.FreeDisk>>20)
-	case !st.IsLeader:
-		return "the log has no leader: writes answer 503 no_leader"
+	case st.Leader == "":
+		return "the log has no leader: writes answer 503 no_leader, reads are marked stale"
 	}
 	return ""
 }

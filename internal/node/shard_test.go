@@ -38,7 +38,7 @@ func testShard(t *testing.T, dir string) (*shard, *logSink, error) {
 	t.Helper()
 	sink := &logSink{}
 	s, err := openShard(t.Context(), shardOptions{
-		dir: dir, node: "n1", modules: []projection.Module{apply.Module()},
+		dir: dir, self: membership{Member: "n1", Origin: founded}, modules: []projection.Module{apply.Module()},
 		onFatal: func(err error) { t.Errorf("fatal: %v", err) }, logger: slog.New(slog.NewTextHandler(sink, nil)),
 	})
 	return s, sink, err

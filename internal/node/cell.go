@@ -1,0 +1,308 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/raftlog"
+)
+
+// cell is what a node has to do with other nodes: the port between them, the bus, and whom it knows.
+//
+// In this order: open (the port listens), admit (the log is open; other nodes take this one in), startBus, serve
+// (others may ask), close.
+type cell struct {
+	data   string
+	cfg    *Config
+	self   membership
+	secret string
+	port   *bus.Port
+	id     bus.Identity
+	logger *slog.Logger
+	reg    prometheus.Registerer
+
+	log    atomic.Pointer[raftlog.Log] // once it is open
+	bus    atomic.Pointer[bus.Bus]     // once it is started
+	busTo  string                      // where routes of others arrive; "" with --nats
+	public atomic.Pointer[string]      // address of the public listener, once people are let in
+	admin  string
+	load   func() bus.Load
+	drain  func() // this node leaves, without waiting for it
+
+	mu    sync.Mutex // guards known
+	known map[petrel.NodeID]knownNode
+	bg    sync.WaitGroup
+	ctx   context.Context //nolint:containedctx // the lifetime of the service
+	stop  context.CancelFunc
+}
+
+// openCell opens the port between nodes. Nobody is served yet: streams that come are refused and dialled again.
+func openCell(ctx context.Context, cfg *Config, self membership, logger *slog.Logger, reg prometheus.Registerer) (c *cell, err error) {
+	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, known: map[petrel.NodeID]knownNode{}}
+	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if c.secret, err = loadCellSecret(cfg.Data, cfg.CellSecretFile, self.Origin == joined); err != nil {
+		return nil, err
+	}
+	if cfg.PeerCert != "" {
+		c.id, err = bus.LoadIdentity(cfg.PeerCert, cfg.PeerKey, cfg.PeerCA)
+	} else {
+		c.id, err = bus.IdentityFromSecret(c.secret, petrel.NodeID(cfg.Name))
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range loadKnown(cfg.Data) {
+		if k.Member != self.Member {
+			c.known[k.Member] = k
+		}
+	}
+	c.port, err = bus.ListenPort(ctx, bus.PortOptions{Listen: cfg.Peer, Identity: c.id, Logger: logger, Advertise: advertised(cfg.Peer)})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// advertised is what others are told of an address in the settings: itself, unless its port is chosen by the kernel.
+func advertised(addr string) string {
+	if _, port, err := net.SplitHostPort(addr); err != nil || port == "0" {
+		return ""
+	}
+	return addr
+}
+
+// network is the part of the port that the shard's group uses.
+func (c *cell) network() raftlog.Network { return c.port.Group(0) }
+
+// startBus joins the bus of the cell. The nodes known by now are where its routes begin; others find this one.
+func (c *cell) startBus() error {
+	o := bus.Options{Node: c.self.Member, Info: c.info, Logger: c.logger, Registerer: c.reg}
+	wire, err := c.wire()
+	if err != nil {
+		return err
+	}
+	b, err := bus.New(o, wire)
+	if err != nil {
+		return err
+	}
+	c.bus.Store(b)
+	return nil
+}
+
+func (c *cell) wire() (bus.Wire, error) {
+	sum := sha256.Sum256([]byte("petrel cell name\x00" + c.secret))
+	name := hex.EncodeToString(sum[:4])
+	if c.cfg.NATS != "" {
+		return bus.Dial(bus.DialOptions{URL: c.cfg.NATS, Cell: name, Logger: c.logger})
+	}
+	var routes []string
+	for _, k := range c.knownNodes() {
+		if k.Bus != "" {
+			routes = append(routes, k.Bus)
+		}
+	}
+	addr := c.cfg.busAddr()
+	e, err := bus.Embed(bus.EmbedOptions{
+		Node: c.self.Member, Cell: name, Listen: addr, Advertise: advertised(addr), Routes: routes,
+		TLS: c.id.Routes(), Secret: c.secret, Logger: c.logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.busTo = e.Addr()
+	if a := advertised(addr); a != "" {
+		c.busTo = a
+	}
+	return e, nil
+}
+
+// info is what this node says about itself with every heartbeat.
+func (c *cell) info() bus.Info {
+	i := bus.Info{Addresses: bus.Addresses{Peer: c.port.Addr(), Bus: c.busTo, Admin: c.admin}, Feature: FeatureLevel}
+	if p := c.public.Load(); p != nil {
+		i.Addresses.Public = *p
+	}
+	if c.load != nil {
+		i.Load = c.load()
+	}
+	return i
+}
+
+// status is the log's, zero before it is open.
+func (c *cell) status() raftlog.Status {
+	if l := c.log.Load(); l != nil {
+		return (*l).Status()
+	}
+	return raftlog.Status{}
+}
+
+// serve answers other nodes from now on, and remembers where they are.
+func (c *cell) serve() error {
+	b := c.bus.Load()
+	b.OnChange(func(peers []bus.Peer) { c.remember(peers) })
+	if err := b.Start(); err != nil {
+		return err
+	}
+	c.port.Handle(cellProtocol, func(conn net.Conn, from petrel.NodeID) { c.answer(conn, from) })
+	return nil
+}
+
+// peers are the other nodes as the bus sees them.
+func (c *cell) peers() []bus.Peer {
+	if b := c.bus.Load(); b != nil {
+		return b.Peers()
+	}
+	return nil
+}
+
+func (c *cell) alive(m petrel.NodeID) bool {
+	if m == c.self.Member {
+		return true
+	}
+	return slices.ContainsFunc(c.peers(), func(p bus.Peer) bool { return p.Node == m && p.Alive })
+}
+
+// remember keeps what is known of the members' addresses for the next start.
+func (c *cell) remember(peers []bus.Peer) {
+	members := c.status().Members
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := len(c.known)
+	changed := false
+	for _, p := range peers {
+		k := knownNode{Member: p.Node, Peer: p.Info.Addresses.Peer, Bus: p.Info.Addresses.Bus}
+		if p.Alive && k.Peer != "" && isMember(members, p.Node) && c.known[p.Node] != k {
+			c.known[p.Node], changed = k, true
+		}
+	}
+	if len(members) > 0 {
+		for m := range c.known {
+			if !isMember(members, m) {
+				delete(c.known, m)
+			}
+		}
+	}
+	if !changed && len(c.known) == before {
+		return
+	}
+	c.saveLocked()
+}
+
+func (c *cell) learn(nodes []knownNode) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range nodes {
+		if k.Member != c.self.Member && k.Peer != "" {
+			c.known[k.Member] = k
+		}
+	}
+	c.saveLocked()
+}
+
+func (c *cell) saveLocked() {
+	known := make([]knownNode, 0, len(c.known)+1)
+	known = append(known, knownNode{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo})
+	for _, k := range c.known {
+		known = append(known, k)
+	}
+	slices.SortFunc(known[1:], func(a, b knownNode) int {
+		if a.Member < b.Member {
+			return -1
+		}
+		return 1
+	})
+	if err := saveKnown(c.data, known); err != nil { // asked for again at the next change; a start may need --join without it
+		c.logger.Warn("could not remember where the other nodes are", "path", filepath.Join(c.data, cellFile), "error", err)
+	}
+}
+
+// knownNodes are the other nodes that were ever seen, by name.
+func (c *cell) knownNodes() []knownNode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]knownNode, 0, len(c.known))
+	for _, k := range c.known {
+		out = append(out, k)
+	}
+	slices.SortFunc(out, func(a, b knownNode) int {
+		if a.Member < b.Member {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+func isMember(members []raftlog.Member, id petrel.NodeID) bool {
+	return slices.ContainsFunc(members, func(m raftlog.Member) bool { return m.ID == id })
+}
+
+// admit sees to it that this node is a member of the log's group: one that founded it is; one that joins asks
+// until it is taken in. The log is open, so that the leader can reach it at once.
+func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
+	c.log.Store(&log)
+	if st := log.Status(); isMember(st.Members, c.self.Member) || c.self.Origin == founded {
+		return nil
+	}
+	targets := c.cfg.joins()
+	for _, k := range c.knownNodes() {
+		targets = append(targets, k.Peer)
+	}
+	if len(targets) == 0 {
+		return errors.New("this node belongs to a cell and knows none of its nodes; name one with --join")
+	}
+	ask := cellRequest{Op: opJoin, Member: c.self.Member, Peer: c.port.Addr(), Feature: FeatureLevel}
+	var said time.Time
+	for {
+		var last error
+		for _, addr := range targets {
+			var reply cellReply
+			if reply, last = c.askAround(ctx, addr, ask); last == nil {
+				c.learn(reply.Nodes)
+				c.logger.Info("taken into the cell", "member", c.self.Member, "leader", reply.Leader, "nodes", len(reply.Nodes))
+				return nil
+			}
+			if permanent(last) {
+				return fmt.Errorf("the cell does not take this node in: %w", last)
+			}
+		}
+		if time.Since(said) > 5*time.Second {
+			said = time.Now()
+			c.logger.Warn("no node of the cell has taken this one in yet; trying again", "asked", targets, "error", last)
+		}
+		t := time.NewTimer(200 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("join the cell: %w (last: %w)", ctx.Err(), last)
+		case <-t.C:
+		}
+	}
+}
+
+// stopServing ends answering other nodes; the group's streams go on until the log is closed.
+func (c *cell) stopServing() {
+	c.stop()
+	c.port.Handle(cellProtocol, nil)
+	if b := c.bus.Load(); b != nil {
+		b.Stop()
+	}
+	c.bg.Wait()
+}
+
+// close ends the port; the log is closed.
+func (c *cell) close() error { return c.port.Close() }

@@ -1,0 +1,346 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/raftlog"
+)
+
+// takeIn makes a node a member without a vote; autopilot gives it one when it has caught up. A member of the same
+// name whose folder was wiped, replaced or set aside gives way. This node leads.
+func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q cellRequest) error {
+	if q.Member == "" || q.Peer == "" {
+		return petrel.Errorf(petrel.CodeInvalidField, "A node that joins names itself and its peer port.")
+	}
+	if level := c.level(); q.Feature < level {
+		return petrel.Errorf(petrel.CodeConflict, "The cell writes what only builds of feature level %d and up can read, and this build has %d. Install a newer build.", level, q.Feature)
+	}
+	for _, m := range st.Members {
+		switch {
+		case m.ID == q.Member:
+			if m.Addr == q.Peer {
+				return nil // it asked twice
+			}
+		case nameOf(m.ID) == nameOf(q.Member):
+			if m.Addr != q.Peer && c.alive(m.ID) { // who has its address has its place
+				return petrel.Errorf(petrel.CodeBusy, "A node named %s is in the cell already, and alive. Choose another --name, or stop that one first.", nameOf(m.ID))
+			}
+			if why := c.losesQuorum(st.Members, m.ID); why != "" {
+				return petrel.Errorf(petrel.CodeConflict, "%s would take the place of a member that has its name, but %s", q.Member, why)
+			}
+			c.logger.Warn("a node came back with an empty or other folder: the member that it was is removed", "was", m.ID, "is", q.Member)
+			if err := log.Remove(ctx, m.ID); err != nil {
+				return err
+			}
+		}
+	}
+	c.logger.Info("a node joins the cell", "member", q.Member, "peer", q.Peer)
+	return log.AddNonvoter(ctx, q.Member, q.Peer)
+}
+
+// NodeInfo is a node of the cell as an operator sees it.
+type NodeInfo struct {
+	Name    string        `json:"name"`
+	Member  petrel.NodeID `json:"member"`
+	Peer    string        `json:"peer"`
+	Bus     string        `json:"bus,omitempty"`
+	Public  string        `json:"public,omitempty"`
+	Admin   string        `json:"admin,omitempty"`
+	Role    string        `json:"role"` // leader, voter, nonvoter
+	Alive   bool          `json:"alive"`
+	Self    bool          `json:"self"`
+	Health  string        `json:"health,omitempty"` // as its /healthz says
+	Applied uint64        `json:"applied"`
+	Lag     uint64        `json:"lag"` // entries that the furthest node has applied and this one has not
+	Feature int           `json:"feature,omitempty"`
+	Version string        `json:"version,omitempty"`
+}
+
+// CellInfo is the cell as one node sees it.
+type CellInfo struct {
+	Nodes  []NodeInfo    `json:"nodes"`
+	Leader petrel.NodeID `json:"leader"` // "" while there is none
+	Term   uint64        `json:"term"`
+	Voters int           `json:"voters"`
+	Quorum int           `json:"quorum"` // living voters that writes need
+}
+
+// Cell implements Operator.
+func (n *Node) Cell(ctx context.Context) (CellInfo, error) {
+	st := n.shard.log.Status()
+	info := CellInfo{Leader: st.Leader, Term: st.Term, Nodes: []NodeInfo{}}
+	peers := map[petrel.NodeID]bus.Peer{}
+	reports := map[petrel.NodeID]report{n.self.Member: n.report()}
+	if n.cell != nil {
+		for _, p := range n.cell.peers() {
+			peers[p.Node] = p
+		}
+		maps.Copy(reports, n.cell.reports(ctx))
+	}
+	var head uint64
+	for _, m := range st.Members {
+		i := NodeInfo{Name: nameOf(m.ID), Member: m.ID, Peer: m.Addr, Role: "nonvoter", Self: m.ID == n.self.Member}
+		if m.Voter {
+			i.Role = "voter"
+			info.Voters++
+		}
+		if m.ID == st.Leader {
+			i.Role = "leader"
+		}
+		r, heard := reports[m.ID]
+		i.Health, i.Applied, i.Version = r.Health, r.Applied, r.Version
+		p := peers[m.ID]
+		i.Alive, i.Feature = heard || p.Alive, p.Info.Feature
+		a := p.Info.Addresses
+		if i.Self {
+			a, i.Feature = n.addresses(), FeatureLevel
+		}
+		i.Bus, i.Public, i.Admin = a.Bus, a.Public, a.Admin
+		head = max(head, i.Applied)
+		info.Nodes = append(info.Nodes, i)
+	}
+	for i := range info.Nodes {
+		info.Nodes[i].Lag = head - info.Nodes[i].Applied
+	}
+	slices.SortFunc(info.Nodes, func(a, b NodeInfo) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.Member), string(b.Member)))
+	})
+	info.Quorum = info.Voters/2 + 1
+	return info, nil
+}
+
+func (n *Node) addresses() bus.Addresses {
+	if n.cell == nil {
+		return bus.Addresses{Public: n.Addr(), Admin: n.AdminAddr()}
+	}
+	return n.cell.info().Addresses
+}
+
+// memberNamed finds a member by its name or its id.
+func (c *cell) memberNamed(name string) (raftlog.Member, error) {
+	var found []raftlog.Member
+	for _, m := range c.status().Members {
+		if string(m.ID) == name {
+			return m, nil
+		}
+		if nameOf(m.ID) == name {
+			found = append(found, m)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return raftlog.Member{}, petrel.Errorf(petrel.CodeNotFound, "There is no node %s in the cell; `petrel node list` shows those that are.", name)
+	case 1:
+		return found[0], nil
+	}
+	return raftlog.Member{}, petrel.Errorf(petrel.CodeConflict, "Several members are called %s; name one by its member id, as `petrel node list` shows it.", name)
+}
+
+func (n *Node) inCell() error {
+	if n.cell == nil {
+		return petrel.Errorf(petrel.CodeConflict, "This node runs alone. Start it with --peer to make it the first node of a cell.")
+	}
+	return nil
+}
+
+// RemoveNode implements Operator.
+func (n *Node) RemoveNode(ctx context.Context, name string, force bool) error {
+	if err := n.inCell(); err != nil {
+		return err
+	}
+	m, err := n.cell.memberNamed(name)
+	if err != nil {
+		return err
+	}
+	for { // a leader that is to go hands over first; the next one removes it
+		err := n.cell.lead(ctx, cellRequest{Op: opRemove, Member: m.ID, Force: force})
+		if petrel.CodeOf(err) != petrel.CodeNoLeader {
+			return err
+		}
+		t := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		case <-t.C:
+		}
+	}
+}
+
+// ReplaceNode implements Operator.
+func (n *Node) ReplaceNode(ctx context.Context, old, with string) error {
+	if err := n.inCell(); err != nil {
+		return err
+	}
+	info, err := n.Cell(ctx)
+	if err != nil {
+		return err
+	}
+	was, err := n.cell.memberNamed(old)
+	if err != nil {
+		return err
+	}
+	is, err := n.cell.memberNamed(with)
+	if err != nil {
+		return err
+	}
+	if was.ID == is.ID {
+		return petrel.Errorf(petrel.CodeInvalidField, "A node cannot take its own place.")
+	}
+	for _, i := range info.Nodes {
+		if i.Member != is.ID {
+			continue
+		}
+		if !i.Alive {
+			return petrel.Errorf(petrel.CodeConflict, "%s is not alive, so it cannot take the place of %s.", with, old)
+		}
+		if i.Lag > replaceLag {
+			return petrel.Errorf(petrel.CodeConflict, "%s has %d entries to catch up. Try again when `petrel node list` shows it close behind.", with, i.Lag)
+		}
+	}
+	return n.RemoveNode(ctx, string(was.ID), false)
+}
+
+// replaceLag is how far behind a node may be that takes the place of another, in entries.
+const replaceLag = 1000
+
+// TransferLeadership implements Operator.
+func (n *Node) TransferLeadership(ctx context.Context, to string) error {
+	if err := n.inCell(); err != nil {
+		return err
+	}
+	q := cellRequest{Op: opTransfer}
+	if to != "" {
+		m, err := n.cell.memberNamed(to)
+		if err != nil {
+			return err
+		}
+		q.Member = m.ID
+	}
+	return n.cell.lead(ctx, q)
+}
+
+// DrainNode implements Operator.
+func (n *Node) DrainNode(ctx context.Context, name string) error {
+	if n.cell == nil {
+		if name != "" && name != n.cfg.Name {
+			return n.inCell()
+		}
+		n.leave()
+		return nil
+	}
+	m, err := n.cell.memberNamed(cmp.Or(name, string(n.self.Member)))
+	if err != nil {
+		return err
+	}
+	if why := n.cell.losesQuorum(n.cell.status().Members, m.ID); why != "" && n.cell.losesQuorum(n.cell.status().Members, "") == "" && len(n.cell.status().Members) > 1 {
+		n.logger.Warn("a node drains although writes will wait once it stops", "member", m.ID, "why", why)
+	}
+	if m.ID == n.self.Member {
+		n.leave()
+		return nil
+	}
+	_, err = n.cell.ask(ctx, m.Addr, cellRequest{Op: opDrain})
+	return err
+}
+
+// remove forgets a member. Without force it refuses what would leave fewer living voters than decide.
+func (c *cell) remove(ctx context.Context, log raftlog.Log, st raftlog.Status, q cellRequest) error {
+	if !isMember(st.Members, q.Member) {
+		return nil
+	}
+	if why := c.losesQuorum(st.Members, q.Member); why != "" && !q.Force {
+		return petrel.Errorf(petrel.CodeConflict, "%s cannot be removed now: %s", nameOf(q.Member), why)
+	}
+	if q.Member == c.self.Member {
+		if err := c.transfer(ctx, log, st, ""); err != nil {
+			return err
+		}
+		return errNoLeader() // the next leader removes this one
+	}
+	c.logger.Warn("a node is removed from the cell", "member", q.Member)
+	return log.Remove(ctx, q.Member)
+}
+
+func (c *cell) transfer(ctx context.Context, log raftlog.Log, st raftlog.Status, to petrel.NodeID) error {
+	if to == c.self.Member {
+		return nil
+	}
+	if to != "" {
+		i := slices.IndexFunc(st.Members, func(m raftlog.Member) bool { return m.ID == to })
+		switch {
+		case i < 0:
+			return petrel.Errorf(petrel.CodeNotFound, "There is no node %s in the cell.", to)
+		case !st.Members[i].Voter:
+			return petrel.Errorf(petrel.CodeConflict, "%s has no vote, so it cannot lead.", nameOf(to))
+		case !c.alive(to):
+			return petrel.Errorf(petrel.CodeConflict, "%s is not alive, so it cannot lead.", nameOf(to))
+		}
+	}
+	return log.TransferLeadership(ctx, to)
+}
+
+// losesQuorum says why the cell could not decide any more without a member; "" when it could.
+func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) string {
+	voters, living, isVoter := 0, 0, false
+	for _, m := range members {
+		if !m.Voter {
+			continue
+		}
+		if m.ID == without {
+			isVoter = true
+			continue
+		}
+		voters++
+		if c.alive(m.ID) {
+			living++
+		}
+	}
+	switch {
+	case !isVoter:
+		return ""
+	case voters == 0:
+		return "it is the only node that votes; the cell would be gone. Add a node first."
+	case living < voters/2+1:
+		return fmt.Sprintf("of the %d voters that remain only %d are alive, and %d must be for writes to go on. Bring one back, or add a node first.", voters, living, voters/2+1)
+	}
+	return ""
+}
+
+// level is the feature level that the whole cell can read: the lowest of its members that are known.
+func (c *cell) level() int {
+	level := FeatureLevel
+	for _, p := range c.peers() {
+		if isMember(c.status().Members, p.Node) && p.Info.Feature > 0 {
+			level = min(level, p.Info.Feature)
+		}
+	}
+	return level
+}
+
+// handOver gives leadership away before a stop, so that writes pause for a moment and not for an election. It
+// does nothing on a node that does not lead or is alone.
+func (c *cell) handOver(ctx context.Context) {
+	log := c.log.Load()
+	if log == nil {
+		return
+	}
+	st := (*log).Status()
+	others := slices.ContainsFunc(st.Members, func(m raftlog.Member) bool { return m.Voter && m.ID != c.self.Member })
+	if !st.IsLeader || !others {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := (*log).TransferLeadership(ctx, ""); err != nil {
+		c.logger.Warn("leadership could not be handed over: writes wait for an election", "error", err)
+	}
+}
