@@ -8,7 +8,8 @@
 //     the applied position is skipped, a gap is fatal.
 //   - Determinism. What an entry does depends on the projection and the entry alone: no clock, no
 //     chance, nothing of this node, and not on how the log was cut into calls.
-//     The running digest (a SHA-256 over every outcome) is equal on all replicas at equal index.
+//     The running digest (a SHA-256 over every outcome) is equal on all replicas at equal index, and so
+//     is, between processes of one build, what was written on the way from one index to another (Proof).
 //   - All or nothing. The guards of an entry are all checked before any of its events is folded.
 //     One mismatch and the entry is conflicted: it changes nothing and takes no seq.
 //   - A fold never rejects. Its error means that this build or this file is wrong: the loop stops
@@ -137,6 +138,8 @@ type Loop struct {
 	failed   error // the first fatal error: every later Apply returns it
 
 	waiters waiters
+	proofs  *proofs
+	trace   []byte // of the entry being folded; kept for its room
 }
 
 // New returns a loop that stands where the projection stands.
@@ -171,6 +174,7 @@ func newLoop(o Options, window uint64) (*Loop, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.proofs = newProofs(l.Applied(), Proofs)
 	l.metrics = newMetrics(o.Registerer, l)
 	l.waiters.init(l, recent)
 	return l, nil
@@ -290,6 +294,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // finish does what follows a commit: releases waiters, then publishes.
 func (l *Loop) finish(t *transaction) {
+	l.proofs.add(t.results)
 	l.waiters.release(t)
 	l.metrics.observe(t)
 	if len(t.events) == 0 {
@@ -334,6 +339,7 @@ func (l *Loop) Restore(ctx context.Context, r io.Reader) error {
 		l.waiters.fail(err)
 		return err
 	}
+	l.proofs.reset(l.Applied())
 	after := l.Applied().Index
 	l.opt.Logger.Info("the projection was replaced by a snapshot", "from", before, "to", after)
 	l.waiters.restored(recent, after, after > before+recent.window())

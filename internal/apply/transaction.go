@@ -17,6 +17,7 @@ type transaction struct {
 	l         *Loop
 	applied   petrel.Applied
 	block     block
+	proof     Proof                     // after the last entry
 	results   []result                  // one per entry, in order
 	events    []folded                  // of the entries that were folded
 	ids       map[petrel.EntryID]uint64 // index of the last entry with that id
@@ -27,6 +28,7 @@ type result struct {
 	id      petrel.EntryID
 	at      int64 // the entry's stamp, Unix milliseconds
 	outcome outcome
+	proof   Proof
 }
 
 type folded struct {
@@ -37,7 +39,7 @@ type folded struct {
 }
 
 func (l *Loop) begin() *transaction {
-	return &transaction{l: l, applied: l.Applied(), block: l.waiters.recent.last.clone(), ids: map[petrel.EntryID]uint64{}}
+	return &transaction{l: l, applied: l.Applied(), proof: l.proofs.last(), block: l.waiters.recent.last.clone(), ids: map[petrel.EntryID]uint64{}}
 }
 
 // fold folds all entries and stores the position they bring it to.
@@ -64,6 +66,7 @@ func (t *transaction) fold(tx *projection.Tx, recs []petrel.Record, entries []*e
 // entry checks the guards and folds the events.
 func (t *transaction) entry(tx *projection.Tx, index uint64, e *event.Entry) (outcome, error) {
 	o := outcome{index: index, verdict: verdictFolded}
+	t.l.trace = t.l.trace[:0]
 	if last, ok := t.ids[e.ID]; ok && last+t.l.waiters.recent.window() >= index || t.l.waiters.recent.within(e.ID, index) {
 		o.verdict = verdictDuplicate
 		return o, nil
@@ -77,6 +80,8 @@ func (t *transaction) entry(tx *projection.Tx, index uint64, e *event.Entry) (ou
 		o.verdict = verdictConflicted
 		return o, nil
 	}
+	tx.Trace(&t.l.trace)
+	defer tx.Trace(nil)
 	o.seqs = make([]uint64, len(e.Events))
 	for i, ev := range e.Events {
 		if f, ok := ev.(event.ShardFounded); ok {
@@ -119,14 +124,20 @@ func (t *transaction) holds(tx *projection.Tx, stamp event.Stamp, e *event.Entry
 	return true, nil
 }
 
-// record adds the outcome to the digest and to the window.
+// record adds the outcome to the digest and to the window, and what was written to the proof.
 func (t *transaction) record(tx *projection.Tx, e *event.Entry, o outcome) error {
 	var buf [256]byte
 	b := append(buf[:0], t.applied.Digest[:]...)
 	b = binary.BigEndian.AppendUint64(b, o.index)
 	b = o.append(b)
 	t.applied.Digest = sha256.Sum256(b)
-	t.results = append(t.results, result{id: e.ID, at: e.At, outcome: o})
+	t.proof.Digest = t.applied.Digest
+	if o.verdict == verdictFolded {
+		t.l.trace = binary.BigEndian.AppendUint64(t.l.trace, o.index)
+		sum := sha256.Sum256(t.l.trace)
+		t.proof.Writes += binary.BigEndian.Uint64(sum[:])
+	}
+	t.results = append(t.results, result{id: e.ID, at: e.At, outcome: o, proof: t.proof})
 	t.ids[e.ID] = o.index
 	return t.block.add(tx, e.ID, o, t.l.waiters.recent.window())
 }

@@ -15,6 +15,7 @@ type Tx struct {
 	Reader
 	rows    int
 	applied *petrel.Applied
+	trace   *[]byte // where Exec notes what it was given; nil: nowhere
 }
 
 // Update calls fn within the one write transaction and commits it, with the position that fn set.
@@ -34,6 +35,13 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 		return fmt.Errorf("update the projection: %w", petrel.ErrStopped)
 	}
 	start := time.Now()
+	if s.memory != nil {
+		done, err := s.memoryWriter()
+		if err != nil {
+			return fmt.Errorf("update the projection: %w", err)
+		}
+		defer done()
+	}
 	tx := &Tx{Reader: Reader{c: s.writer}}
 	if err := tx.run(fn); err != nil {
 		return s.diskFull(err)
@@ -70,6 +78,9 @@ func (t *Tx) Exec(sql string, args ...any) (changes int, err error) {
 	}
 	changes = t.c.c.Changes()
 	t.rows += changes
+	if t.trace != nil {
+		*t.trace = appendWrite(*t.trace, sql, args, changes)
+	}
 	return changes, nil
 }
 
