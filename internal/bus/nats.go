@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -337,11 +338,17 @@ const natsSays = "nats says"
 
 // Noticef, and what follows, is server.Logger's.
 func (l natsLog) Noticef(f string, v ...any) { l.log.Debug(natsSays, "text", fmt.Sprintf(f, v...)) }
-func (l natsLog) Warnf(f string, v ...any)   { l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...)) }
-func (l natsLog) Errorf(f string, v ...any)  { l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...)) }
-func (l natsLog) Fatalf(f string, v ...any)  { l.log.Error(natsSays, "text", fmt.Sprintf(f, v...)) }
-func (l natsLog) Debugf(string, ...any)      {}
-func (l natsLog) Tracef(string, ...any)      {}
+func (l natsLog) Warnf(f string, v ...any) {
+	if strings.HasPrefix(f, "TLS certificate chain and hostname of solicited routes will not be verified") {
+		return // it only sees InsecureSkipVerify; Identity.Routes verifies the chain itself
+	}
+	l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...))
+}
+
+func (l natsLog) Errorf(f string, v ...any) { l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...)) }
+func (l natsLog) Fatalf(f string, v ...any) { l.log.Error(natsSays, "text", fmt.Sprintf(f, v...)) }
+func (l natsLog) Debugf(string, ...any)     {}
+func (l natsLog) Tracef(string, ...any)     {}
 
 var (
 	_ Wire                  = (*Embedded)(nil)

@@ -59,7 +59,8 @@ type Node struct {
 	health *health
 	lock   *folderLock
 	self   membership
-	cell   *cell // nil without --peer
+	cell   *cell  // nil without --peer
+	watch  *watch // nil without a cell
 	shard  *shard
 	hub    *hub.Hub
 	desk   *command.Desk
@@ -126,11 +127,12 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 	if n.cfg.Peer == "" || n.opt.Offline {
 		return nil
 	}
-	n.cell, err = openCell(ctx, &n.cfg, n.self, n.logger, n.reg)
-	if err == nil {
-		n.cell.admin, n.cell.drain = n.AdminAddr(), n.leave
+	if n.cell, err = openCell(ctx, &n.cfg, n.self, n.logger, n.reg); err != nil {
+		return err
 	}
-	return err
+	n.cell.admin, n.cell.drain = n.AdminAddr(), n.leave
+	n.watch = newWatch(n.cell, n.reg)
+	return nil
 }
 
 func (n *Node) openAdmin(ctx context.Context) error {

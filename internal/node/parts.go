@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 
@@ -31,7 +32,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 	n.hub = n.newHub()
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
-		dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.domains(),
+		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.domains(),
 		publish: n.publish, onFatal: n.fail, logger: n.logger, registerer: n.reg,
 	})
 	if err != nil {
@@ -67,6 +68,20 @@ func (n *Node) network() raftlog.Network {
 	return n.cell.network()
 }
 
+// opened is called with the fold, before the log feeds it.
+func (n *Node) opened(loop *apply.Loop) {
+	if n.watch != nil {
+		n.watch.applied, n.watch.index, n.watch.leaving = loop.WaitApplied, func() uint64 { return loop.Applied().Index }, n.health.draining.Load
+	}
+}
+
+// onBus plugs in what answers other nodes, before the bus is started.
+func (n *Node) onBus() {
+	b := n.cell.bus.Load()
+	b.Serve(kindReport, func(context.Context, petrel.NodeID, []byte) ([]byte, error) { return json.Marshal(n.report()) })
+	b.Serve(kindReached, n.watch.serveReached)
+}
+
 // admitted is called when the log is open, before anything of it is waited for.
 func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
 	if n.cell == nil {
@@ -81,8 +96,12 @@ func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
 	if err := n.cell.startBus(); err != nil {
 		return err
 	}
-	n.cell.onBus(n)
-	return n.cell.serve()
+	n.onBus()
+	if err := n.cell.serve(); err != nil {
+		return err
+	}
+	n.watch.start()
+	return nil
 }
 
 // logOptions are what a cell's log needs beyond a lone node's.
@@ -101,6 +120,9 @@ func (n *Node) Desk() *command.Desk { return n.desk }
 func (n *Node) gate(_ *projection.Reader, a petrel.Actor) error {
 	if a.Kind == petrel.ActorOperator || a.Kind == petrel.ActorSystem {
 		return nil
+	}
+	if n.watch.stale() > refuseAfter {
+		return errNoLeader()
 	}
 	return n.directory.Gate(a.App)
 }

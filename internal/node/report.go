@@ -51,12 +51,6 @@ func (c *cell) reports(ctx context.Context) map[petrel.NodeID]report {
 	return all
 }
 
-// onBus plugs in what answers other nodes. Before the bus is started.
-func (c *cell) onBus(n *Node) {
-	b := c.bus.Load()
-	b.Serve(kindReport, func(context.Context, petrel.NodeID, []byte) ([]byte, error) { return json.Marshal(n.report()) })
-}
-
 // report of this node. Others may ask before its log is open.
 func (n *Node) report() report {
 	r := report{Version: n.opt.Build.Version, Health: n.health.answer().Status}

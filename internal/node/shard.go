@@ -28,6 +28,7 @@ type shardOptions struct {
 	dir        string // DATA/shard-0
 	self       membership
 	network    raftlog.Network                                  // nil without other nodes
+	opened     func(*apply.Loop)                                // called before the log feeds the fold; nil: nobody asks
 	admitted   func(ctx context.Context, log raftlog.Log) error // called when the log is open: the group takes this node in
 	log        func(*raftlog.Options)                           // what else the node sets; nil: nothing
 	modules    []projection.Module
@@ -70,6 +71,9 @@ func openShard(ctx context.Context, o shardOptions) (opened *shard, err error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if o.opened != nil {
+		o.opened(s.loop)
 	}
 	lo := raftlog.Options{
 		Dir: filepath.Join(o.dir, "log"), Node: o.self.Member, Applier: applier{s.loop}, Bootstrap: o.self.Origin == founded,

@@ -1,0 +1,189 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// How the cell is watched.
+const (
+	contactEvery = 100 * time.Millisecond // looks at the contact with the leader
+	membersEvery = 2 * time.Second        // looks at every member
+	probeEvery   = time.Second            // follows one entry to every follower
+	probeWait    = 5 * time.Second        // for the next entry to come
+	// staleAfter is how long a node is out of touch before it says that what it shows may be old. An election takes less.
+	staleAfter = 2 * time.Second
+	// refuseAfter is how long a node is out of touch before it refuses writes at once instead of waiting for a leader.
+	refuseAfter = 3 * time.Second
+)
+
+// watch knows how this node stands to its cell, and measures it.
+type watch struct {
+	cell    *cell
+	applied func(ctx context.Context, index uint64) error // waits until an entry is applied here
+	index   func() uint64
+	leaving func() bool
+	apart   atomic.Int64 // nanoseconds out of touch with the leader, 0 below staleAfter
+
+	follow  *prometheus.HistogramVec
+	lag     *prometheus.GaugeVec
+	living  *prometheus.GaugeVec
+	members prometheus.Gauge
+}
+
+func newWatch(c *cell, reg prometheus.Registerer) *watch {
+	w := &watch{
+		cell: c,
+		follow: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "petrel_cell_follower_apply_seconds",
+			Help:    "On the leader: from its own apply of an entry until a follower says that it has applied it too, one way back included. One entry a second is followed.",
+			Buckets: prometheus.ExponentialBuckets(100e-6, 2, 18),
+		}, []string{"node"}),
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "petrel_cell_lag_entries", Help: "Entries that the furthest node has applied and this one has not.",
+		}, []string{"node"}),
+		living: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "petrel_cell_node_alive", Help: "1 while the node is heard of on the bus, or is this one.",
+		}, []string{"node"}),
+		members: prometheus.NewGauge(prometheus.GaugeOpts{Name: "petrel_cell_members", Help: "Members of the log's group, with a vote or not."}),
+	}
+	reg.MustRegister(w.follow, w.lag, w.living, w.members, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "petrel_cell_stale_seconds", Help: "For how long this node has been out of touch with the leader; 0 in touch. Reads are marked meanwhile.",
+	}, func() float64 { return w.stale().Seconds() }))
+	return w
+}
+
+// stale is for how long this node has been out of touch with the leader, 0 while it is in touch.
+func (w *watch) stale() time.Duration {
+	if w == nil {
+		return 0
+	}
+	return time.Duration(w.apart.Load())
+}
+
+// start begins to watch, once the bus runs and the log is open; it ends with the cell.
+func (w *watch) start() {
+	c := w.cell
+	c.bg.Go(func() { every(c.ctx, contactEvery, w.look) })
+	c.bg.Go(func() { every(c.ctx, membersEvery, w.count) })
+	c.bg.Go(func() { every(c.ctx, probeEvery, w.probe) })
+}
+
+func every(ctx context.Context, d time.Duration, do func(context.Context)) {
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			do(ctx)
+		}
+	}
+}
+
+// look asks the log for its contact with the leader; a node that leaves does not lead.
+func (w *watch) look(ctx context.Context) {
+	log := w.cell.log.Load()
+	apart := (*log).Stats().LastContact
+	if apart < staleAfter {
+		apart = 0
+	}
+	w.apart.Store(int64(apart))
+	if w.leaving() {
+		w.cell.handOver(ctx)
+	}
+}
+
+// count looks at every member.
+func (w *watch) count(ctx context.Context) {
+	st := w.cell.status()
+	if !st.IsLeader { // one node's view is enough
+		w.lag.Reset()
+		w.living.Reset()
+		w.members.Set(float64(len(st.Members)))
+		return
+	}
+	reports := w.cell.reports(ctx)
+	w.members.Set(float64(len(st.Members)))
+	w.lag.Reset()
+	w.living.Reset()
+	for _, m := range st.Members {
+		name := nameOf(m.ID)
+		r, heard := reports[m.ID]
+		switch {
+		case m.ID == w.cell.self.Member:
+			w.living.WithLabelValues(name).Set(1)
+			w.lag.WithLabelValues(name).Set(0)
+		case heard:
+			w.living.WithLabelValues(name).Set(1)
+			w.lag.WithLabelValues(name).Set(float64(max(st.Index, r.Applied) - r.Applied))
+		default:
+			w.living.WithLabelValues(name).Set(0)
+		}
+	}
+}
+
+// probe follows the next entry from this node, when it leads, to every follower.
+func (w *watch) probe(ctx context.Context) {
+	b := w.cell.bus.Load()
+	st := w.cell.status()
+	if !st.IsLeader {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeWait)
+	defer cancel()
+	next := w.index() + 1
+	ask := binary.BigEndian.AppendUint64(nil, next)
+	type arrival struct {
+		node petrel.NodeID
+		at   time.Time
+	}
+	arrivals := make(chan arrival, len(st.Members))
+	asked := 0
+	for _, m := range st.Members {
+		if m.ID == w.cell.self.Member || !w.cell.alive(m.ID) {
+			continue
+		}
+		asked++
+		w.cell.bg.Go(func() {
+			a := arrival{node: m.ID}
+			if _, err := b.Request(ctx, m.ID, kindReached, ask); err == nil {
+				a.at = time.Now()
+			}
+			arrivals <- a
+		})
+	}
+	if asked == 0 || w.applied(ctx, next) != nil { // nothing was written
+		return
+	}
+	here := time.Now()
+	for range asked {
+		select {
+		case a := <-arrivals:
+			if !a.at.IsZero() {
+				w.follow.WithLabelValues(nameOf(a.node)).Observe(max(0, a.at.Sub(here)).Seconds())
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// serveReached answers a leader's probe once the entry is applied here.
+func (w *watch) serveReached(ctx context.Context, _ petrel.NodeID, payload []byte) ([]byte, error) {
+	if len(payload) != 8 {
+		return nil, errors.New("a probe has 8 bytes")
+	}
+	return nil, w.applied(ctx, binary.BigEndian.Uint64(payload))
+}
+
+var _ bus.Answer = (*watch)(nil).serveReached
