@@ -210,9 +210,6 @@ func trio(t *testing.T, tune func(i int, o *raftlog.Options)) ([]raftlog.Log, []
 		logs, apps = append(logs, l), append(apps, app)
 	}
 	until(t, func() error { return logs[0].Barrier(t.Context()) })
-	if !raftlog.Sole(logs[0]) {
-		t.Error("a sole voter runs with the timings of a cell")
-	}
 	until(t, func() error { return logs[0].AddNonvoter(t.Context(), "n2", "n2") })
 	for _, n := range []petrel.NodeID{"n2", "n3"} {
 		until(t, func() error {
@@ -223,9 +220,6 @@ func trio(t *testing.T, tune func(i int, o *raftlog.Options)) ([]raftlog.Log, []
 			}
 			return errors.New("no leader")
 		})
-	}
-	if raftlog.Sole(logs[0]) {
-		t.Error("a cell runs with the timings of a sole voter")
 	}
 	for _, l := range logs {
 		until(t, func() error { return l.Barrier(t.Context()) })

@@ -39,13 +39,5 @@ func Forwarded(l Log, lag int64, session, number uint64, payload string) (uint64
 	return decodeReply(kind, body)
 }
 
-// Sole says whether the log runs with a sole voter's timings.
-func Sole(l Log) bool {
-	r := l.(*raftLog)
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.sole
-}
-
 // Bytes is what is counted towards the next snapshot.
 func Bytes(l Log) int64 { return l.(*raftLog).st.bytes.Load() }

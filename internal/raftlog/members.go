@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"time"
 
@@ -10,26 +11,17 @@ import (
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
-// AddNonvoter implements Log. Its heartbeats come at the rate of the group's timings,
-// which do not change for a member without a vote.
+var errNoNetwork = errors.New("a log that was opened without a Network stays alone")
+
+// AddNonvoter implements Log.
 func (l *raftLog) AddNonvoter(ctx context.Context, id petrel.NodeID, addr string) error {
 	return l.change(ctx, "add a non-voter", func(r *raft.Raft) raft.Future {
 		return r.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, l.o.EnqueueTimeout)
 	})
 }
 
-// AddVoter implements Log. The first one ends the timings of a sole voter: the engine is
-// reopened, which pauses writes for one election (one to two Heartbeats).
+// AddVoter implements Log.
 func (l *raftLog) AddVoter(ctx context.Context, id petrel.NodeID, addr string) error {
-	if l.Status().IsLeader && id != l.o.Node {
-		reopened, err := l.reopen(ctx)
-		if reopened {
-			err = l.untilLeader(ctx)
-		}
-		if err != nil {
-			return l.notNow("add a voter", err)
-		}
-	}
 	return l.change(ctx, "add a voter", func(r *raft.Raft) raft.Future {
 		return r.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, l.o.EnqueueTimeout)
 	})
@@ -58,27 +50,13 @@ func (l *raftLog) change(ctx context.Context, what string, do func(*raft.Raft) r
 	if err := l.stopped(); err != nil {
 		return err
 	}
+	if l.mux == nil {
+		return l.notNow(what, errNoNetwork)
+	}
 	if err := l.await(ctx, do(l.raft())); err != nil {
 		return l.notNow(what, err)
 	}
 	return nil
-}
-
-// untilLeader waits for a reopened sole voter to elect itself.
-func (l *raftLog) untilLeader(ctx context.Context) error {
-	for {
-		err := l.await(ctx, l.raft().Barrier(l.o.EnqueueTimeout))
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-l.closing:
-			return err
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 }
 
 // members is the latest configuration, committed or not.

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // Open starts the log in o.Dir and the Applier behind it. In this order, all before the
@@ -25,7 +23,7 @@ func Open(ctx context.Context, o Options) (Log, error) {
 		return nil, err
 	}
 	l := &raftLog{
-		o: o, log: o.Logger.With("node", string(o.Node)), closing: make(chan struct{}),
+		o: o, log: o.Logger.With("node", string(o.Node)), closing: make(chan struct{}), started: make(chan struct{}),
 		slot: make(chan struct{}, 1), nudge: make(chan struct{}, 1), fence: map[uint64]uint64{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -75,25 +73,7 @@ func (l *raftLog) open(ctx context.Context) (err error) {
 		}
 	}
 	l.st.serving.Store(true)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.start(soleVoter(conf, l.o.Node)); err != nil {
-		return err
-	}
-	l.bg.Go(l.watch)
-	l.bg.Go(l.nudger)
-	return nil
-}
-
-func soleVoter(conf raft.Configuration, node petrel.NodeID) bool {
-	voters, self := 0, false
-	for _, s := range conf.Servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-			self = self || s.ID == raft.ServerID(node)
-		}
-	}
-	return self && voters == 1
+	return l.start(conf)
 }
 
 // bootstrap founds a group of this one voter.
@@ -104,8 +84,7 @@ func (l *raftLog) bootstrap() (raft.Configuration, error) {
 		addr = raft.ServerAddress(l.o.Network.Addr())
 	}
 	conf := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(l.o.Node), Address: addr}}}
-	err := raft.BootstrapCluster(l.config(true), l.st, l.st, l.snaps, t, conf)
-	if err != nil {
+	if err := raft.BootstrapCluster(l.config(), l.st, l.st, l.snaps, t, conf); err != nil {
 		return conf, fmt.Errorf("raftlog: found the group: %w", err)
 	}
 	return conf, nil

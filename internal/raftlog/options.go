@@ -47,11 +47,11 @@ type Options struct {
 	// TrailingLogs is how many batches are kept behind a snapshot for slow followers, so
 	// that they need no snapshot. Default 1024.
 	TrailingLogs uint64
-	// Heartbeat is how long a follower in a cell of several voters waits for its leader
-	// before it stands for election. Default 750 ms; disks stall 200 ms.
+	// Heartbeat is how long a follower waits for its leader before it stands for election, when there is a
+	// Network. Default 750 ms; disks stall 200 ms.
 	Heartbeat time.Duration
-	// SoleHeartbeat is the same for a sole voter, which waits only for itself: it is the
-	// time to serve after a restart. Default 50 ms.
+	// SoleHeartbeat is the same without a Network, where one waits only for oneself: it is the time to
+	// serve after a restart. Default 50 ms.
 	SoleHeartbeat time.Duration
 	// EnqueueTimeout is how long an append waits for the engine to take it before it is
 	// ErrNotAppended. Default 2 s.

@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	autopilot "github.com/hashicorp/raft-autopilot"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // raftLog is Log over HashiCorp Raft. Open builds it (open.go).
 //
-// Order of locks: slot, then mu, then fsm.mu. The store and raft take none of ours.
+// Order of locks: slot, then fsm.mu. The store and raft take none of ours.
 type raftLog struct {
 	o     Options
 	log   *slog.Logger
@@ -33,9 +34,8 @@ type raftLog struct {
 	err     error // of Close
 	fatal   atomic.Pointer[error]
 
-	mu   sync.RWMutex // guards r and sole; held for writing while the group is reopened
-	r    *raft.Raft
-	sole bool // runs with the timings of a sole voter
+	r       atomic.Pointer[raft.Raft]
+	started chan struct{} // closed once r is set
 
 	slot    chan struct{}     // 1: whoever sends has the right to propose
 	ready   uint64            // term whose barrier this leader has passed; guarded by slot
@@ -50,34 +50,61 @@ type raftLog struct {
 
 var _ Log = (*raftLog)(nil)
 
-// raft returns the engine of the moment. One that has been replaced answers ErrRaftShutdown.
-func (l *raftLog) raft() *raft.Raft {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.r
-}
+// raft returns the engine; nil while Open is at work.
+func (l *raftLog) raft() *raft.Raft { return l.r.Load() }
 
-// start runs the engine over the stores. The caller holds mu or is alone.
-func (l *raftLog) start(sole bool) error {
-	r, err := raft.NewRaft(l.config(sole), l.fsm, l.st, l.st, l.snaps, l.transport())
+// start runs the engine over the stores, and what watches it. conf is the membership that the stores know.
+func (l *raftLog) start(conf raft.Configuration) error {
+	t := l.transport()
+	r, err := raft.NewRaft(l.config(), l.fsm, l.st, l.st, l.snaps, t)
 	if err != nil {
 		return fmt.Errorf("raftlog: start the engine: %w", err)
 	}
-	l.r, l.sole = r, sole
+	l.r.Store(r)
+	close(l.started)
+	if l.mux != nil {
+		l.mux.start()
+	}
 	l.bg.Go(func() { l.watchLeadership(r) })
 	l.bg.Go(func() { l.watchLeader(r) })
+	l.bg.Go(l.watch)
+	l.bg.Go(l.nudger)
+	if l.mux != nil && soleVoter(conf, raft.ServerID(l.o.Node)) {
+		l.bg.Go(func() { l.stand(t) })
+	}
 	return nil
 }
 
-func (l *raftLog) config(sole bool) *raft.Config {
+// stand makes a sole voter stand for election at once instead of waiting for a leader that cannot be: it
+// tells itself what a leader tells the member that it hands over to. When that fails, the timeout does it.
+func (l *raftLog) stand(t raft.Transport) {
+	id, addr := raft.ServerID(l.o.Node), raft.ServerAddress(l.mux.net.Addr())
+	q := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: []byte(addr)}}
+	if err := t.TimeoutNow(id, addr, &q, &raft.TimeoutNowResponse{}); err != nil {
+		l.log.Debug("could not hasten the election", "error", err)
+	}
+}
+
+func soleVoter(conf raft.Configuration, id raft.ServerID) bool {
+	voters, self := 0, false
+	for _, s := range conf.Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+			self = self || s.ID == id
+		}
+	}
+	return self && voters == 1
+}
+
+func (l *raftLog) config() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(l.o.Node)
 	c.HeartbeatTimeout = l.o.Heartbeat
-	if sole {
+	if l.mux == nil {
 		c.HeartbeatTimeout = l.o.SoleHeartbeat
 	}
 	c.ElectionTimeout = c.HeartbeatTimeout
-	c.LeaderLeaseTimeout = min(500*time.Millisecond, c.HeartbeatTimeout)
+	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	c.ShutdownOnRemove = false // a removed member stays readable until its operator stops it
 	c.NoSnapshotRestoreOnStart = true
 	c.TrailingLogs = l.o.TrailingLogs
@@ -94,41 +121,17 @@ func (l *raftLog) transport() raft.Transport {
 		return t
 	}
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: l.mux.layer(), MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLog(l.log),
+		Stream: l.mux.raft, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLog(l.log),
 	})
 }
 
-// reopen restarts the engine with the timings of a cell. raft can reload heartbeat and
-// election timeouts, but not the leader's lease, which must not exceed the heartbeat: a
-// sole voter's 50 ms lease would cost a cell its leader at every stall of a disk.
-func (l *raftLog) reopen(ctx context.Context) (done bool, err error) {
-	if err := l.acquire(ctx); err != nil {
-		return false, err
-	}
-	defer l.release()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.sole {
-		return false, nil
-	}
-	if err := l.stopped(); err != nil {
-		return false, err
-	}
-	l.wait.drain(2 * time.Second)
-	if err := l.r.Shutdown().Error(); err != nil {
-		return false, fmt.Errorf("raftlog: stop the engine: %w", err)
-	}
-	l.ready = 0
-	if err := l.start(false); err != nil {
-		l.halt(err)
-		return false, err
-	}
-	l.log.Info("the log runs with the timings of a cell from now on", "heartbeat", l.o.Heartbeat)
-	return true, nil
-}
-
-// watchLeadership readies a new leader, so that its first append need not.
+// watchLeadership readies a new leader, so that its first append need not, and runs autopilot while it leads.
 func (l *raftLog) watchLeadership(r *raft.Raft) {
+	var auto *autopilot.Autopilot
+	if l.mux != nil && l.o.MemberStats != nil {
+		auto = newPilot(l, r).auto
+		defer func() { <-auto.Stop() }()
+	}
 	for {
 		select {
 		case <-l.ctx.Done():
@@ -138,6 +141,9 @@ func (l *raftLog) watchLeadership(r *raft.Raft) {
 		case leads := <-r.LeaderCh():
 			l.log.Info("leadership of the log", "leads", leads, "term", r.CurrentTerm())
 			if !leads {
+				if auto != nil {
+					auto.Stop()
+				}
 				continue
 			}
 			ctx, cancel := context.WithTimeout(l.ctx, 10*time.Second)
@@ -149,9 +155,9 @@ func (l *raftLog) watchLeadership(r *raft.Raft) {
 			}
 			l.correctAddress(ctx, r)
 			cancel()
-		}
-		if l.raft() != r {
-			return
+			if auto != nil {
+				auto.Start(l.ctx)
+			}
 		}
 	}
 }
@@ -163,7 +169,7 @@ func (l *raftLog) watchLeader(r *raft.Raft) {
 	r.RegisterObserver(o)
 	defer r.DeregisterObserver(o)
 	_, last := r.LeaderWithID()
-	for l.raft() == r {
+	for {
 		select {
 		case <-l.ctx.Done():
 			return
@@ -242,7 +248,11 @@ func (l *raftLog) halt(err error) {
 	l.bg.Go(func() {
 		l.wait.drain(time.Second) // raft forgets futures of committed records at Shutdown
 		l.cancel()
-		_ = l.raft().Shutdown().Error()
+		select {
+		case <-l.started:
+			_ = l.raft().Shutdown().Error()
+		case <-l.closing: // Open sees to the rest
+		}
 	})
 	go l.o.OnFatal(err)
 }
@@ -290,10 +300,7 @@ func (l *raftLog) Close() error {
 		if l.mux != nil {
 			l.mux.close()
 		}
-		l.mu.Lock() // a reopening ends first
-		r := l.r
-		l.mu.Unlock()
-		down := r.Shutdown()
+		down := l.raft().Shutdown()
 		l.cancel()
 		l.err = down.Error()
 		l.bg.Wait()

@@ -6,8 +6,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
+	autopilot "github.com/hashicorp/raft-autopilot"
 )
 
 func openTestStore(t *testing.T, dir string, hook func(op, name string) error) *store {
@@ -117,5 +120,46 @@ func TestChecksums(t *testing.T) {
 	var got raft.Log
 	if err := st.GetLog(9, &got); err != raft.ErrLogNotFound { //nolint:errorlint // raft compares so
 		t.Fatalf("an absent record: %v", err)
+	}
+}
+
+// How many voters there are decides who gets a vote next.
+func TestPromoter(t *testing.T) {
+	t.Parallel()
+	long, short := time.Now().Add(-time.Minute), time.Now().Add(-10*time.Second)
+	for _, tc := range []struct {
+		voters, ready, max int
+		want               bool
+	}{
+		{1, 0, 3, false},
+		{1, 1, 3, true},
+		{1, 1, 1, false},
+		{2, 1, 3, true},
+		{3, 2, 3, false},
+		{3, 1, 5, false}, // four are no better than three
+		{3, 2, 5, true},
+		{4, 1, 5, true},
+		{3, 2, 4, false},
+		{5, 2, 5, false},
+	} {
+		s := &autopilot.State{Servers: map[raft.ServerID]*autopilot.ServerState{
+			"new":  {State: autopilot.RaftNonVoter, Health: autopilot.ServerHealth{Healthy: true, StableSince: time.Now()}},
+			"sick": {State: autopilot.RaftNonVoter, Health: autopilot.ServerHealth{StableSince: long}},
+		}}
+		for i, id := range []raft.ServerID{"b", "a"}[:tc.ready] {
+			since := []time.Time{long, short}[i]
+			s.Servers[id] = &autopilot.ServerState{
+				Server: autopilot.Server{ID: id}, State: autopilot.RaftNonVoter, Health: autopilot.ServerHealth{Healthy: true, StableSince: since},
+			}
+		}
+		p := promoter{max: tc.max, voters: func() int { return tc.voters }}
+		got := p.CalculatePromotionsAndDemotions(&autopilot.Config{ServerStabilizationTime: pilotStable}, s)
+		var want autopilot.RaftChanges
+		if tc.want {
+			want.Promotions = []raft.ServerID{"b"}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%d voters, %d ready, at most %d: %s", tc.voters, tc.ready, tc.max, diff)
+		}
 	}
 }

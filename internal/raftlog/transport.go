@@ -34,39 +34,35 @@ const (
 type mux struct {
 	net     Network
 	forward func(net.Conn) // serves one stream; returns when it ends
+	raft    *streamLayer
+	ctx     context.Context // ends with close
+	end     context.CancelFunc
 
-	mu     sync.Mutex // guards what follows
-	cur    *streamLayer
+	mu     sync.Mutex            // guards what follows
 	conns  map[net.Conn]struct{} // accepted and not yet handed to raft
 	closed bool
-	done   chan struct{} // closed with closed
 	wg     sync.WaitGroup
 }
 
 func newMux(n Network, forward func(net.Conn)) *mux {
-	m := &mux{net: n, forward: forward, conns: map[net.Conn]struct{}{}, done: make(chan struct{})}
-	m.wg.Go(m.accept)
+	m := &mux{net: n, forward: forward, conns: map[net.Conn]struct{}{}}
+	m.ctx, m.end = context.WithCancel(context.Background())
+	m.raft = &streamLayer{mux: m, in: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	return m
 }
 
-// layer makes the stream layer of a new engine; the one before has been closed.
-func (m *mux) layer() raft.StreamLayer {
-	s := &streamLayer{mux: m, in: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
-	m.mu.Lock()
-	m.cur = s
-	m.mu.Unlock()
-	return s
-}
+// start accepts streams; before, nobody is there to serve them.
+func (m *mux) start() { m.wg.Go(m.accept) }
 
 func (m *mux) accept() {
 	for {
 		c, err := m.net.Accept()
 		if err != nil {
-			if m.isClosed() || errors.Is(err, net.ErrClosed) {
+			if m.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			select { // no descriptors left, for one: do not spin
-			case <-m.done:
+			case <-m.ctx.Done():
 				return
 			case <-time.After(10 * time.Millisecond):
 			}
@@ -85,10 +81,9 @@ func (m *mux) serve(c net.Conn) {
 	_ = c.SetReadDeadline(time.Time{})
 	if err == nil && kind[0] == streamRaft {
 		m.mu.Lock()
-		s := m.cur
 		delete(m.conns, c)
 		m.mu.Unlock()
-		if s == nil || !s.hand(c) {
+		if !m.raft.hand(c) {
 			_ = c.Close()
 		}
 		return
@@ -117,28 +112,17 @@ func (m *mux) untrack(c net.Conn) {
 	_ = c.Close()
 }
 
-func (m *mux) isClosed() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.closed
-}
-
 // close ends every stream and waits for those who served them.
 func (m *mux) close() {
 	m.mu.Lock()
-	if !m.closed {
-		m.closed = true
-		close(m.done)
-	}
+	m.closed = true
+	m.end()
 	for c := range m.conns {
 		_ = c.Close()
 	}
-	cur := m.cur
 	m.mu.Unlock()
 	_ = m.net.Close()
-	if cur != nil {
-		_ = cur.Close()
-	}
+	_ = m.raft.Close()
 	m.wg.Wait()
 }
 
@@ -154,7 +138,7 @@ func (m *mux) dial(ctx context.Context, addr string, kind byte) (net.Conn, error
 	return c, nil
 }
 
-// streamLayer is what one engine sees. raft's NetworkTransport closes neither its pooled
+// streamLayer is what the engine sees. raft's NetworkTransport closes neither its pooled
 // nor its accepted connections on Close, so that their goroutines would stay: this does.
 type streamLayer struct {
 	mux    *mux
@@ -191,6 +175,7 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	defer context.AfterFunc(s.mux.ctx, cancel)()
 	c, err := s.mux.dial(ctx, string(addr), streamRaft)
 	if err != nil {
 		return nil, err
