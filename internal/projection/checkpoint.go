@@ -110,6 +110,9 @@ func (k *checkpointer) background() {
 
 // wrote is called by the writer after every commit, with Store.write held.
 func (k *checkpointer) wrote() {
+	if k.shm == nil { // in memory
+		return
+	}
 	limit := uint32(writerCheckpoints * k.s.opt.CheckpointBytes / pageSize)
 	if frames, _ := k.frames(); frames >= max(limit, k.after.writer) {
 		k.run(k.s.writer)

@@ -49,26 +49,35 @@ func openWriter(path string, cacheBytes int) (*conn, error) {
 	if err != nil {
 		return nil, wrapOS("open the projection", err)
 	}
-	return openConn(path, sqlite.OpenReadWrite|sqlite.OpenCreate,
-		fmt.Sprintf("PRAGMA page_size=%d", pageSize), // only bites before the first page is written
+	return openConn(path, sqlite.OpenReadWrite|sqlite.OpenCreate, append(writerPragmas(cacheBytes),
 		"PRAGMA journal_mode=WAL",
 		"PRAGMA synchronous=NORMAL",
 		"PRAGMA wal_autocheckpoint=0", // the checkpointer does it
+	)...)
+}
+
+func openReader(path string, cacheBytes int) (*conn, error) {
+	return openConn(path, sqlite.OpenReadOnly, readerPragmas(cacheBytes)...)
+}
+
+func writerPragmas(cacheBytes int) []string {
+	return []string{
+		fmt.Sprintf("PRAGMA page_size=%d", pageSize), // only bites before the first page is written
 		"PRAGMA temp_store=MEMORY",
 		"PRAGMA cell_size_check=ON",
 		"PRAGMA trusted_schema=OFF",
 		fmt.Sprintf("PRAGMA cache_size=-%d", cacheBytes>>10),
-	)
+	}
 }
 
-func openReader(path string, cacheBytes int) (*conn, error) {
-	return openConn(path, sqlite.OpenReadOnly,
+func readerPragmas(cacheBytes int) []string {
+	return []string{
 		"PRAGMA query_only=ON",
 		"PRAGMA temp_store=MEMORY",
 		"PRAGMA cell_size_check=ON",
 		"PRAGMA trusted_schema=OFF",
 		fmt.Sprintf("PRAGMA cache_size=-%d", cacheBytes>>10),
-	)
+	}
 }
 
 func openConn(path string, flags sqlite.OpenFlags, pragmas ...string) (*conn, error) {

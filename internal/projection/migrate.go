@@ -57,8 +57,7 @@ func checkModules(modules []Module) error {
 
 // openChecked opens the file for writing, verifies it, and migrates it in one transaction.
 // A file that is absent, empty or without a single table is new.
-func openChecked(ctx context.Context, path string, modules []Module, cacheBytes int, sealed bool) (_ *conn, _ petrel.Applied, err error) {
-	var applied petrel.Applied
+func openChecked(ctx context.Context, path string, modules []Module, cacheBytes int, sealed bool) (_ *conn, applied petrel.Applied, err error) {
 	if err := checkHeader(path); err != nil {
 		return nil, applied, err
 	}
@@ -66,29 +65,31 @@ func openChecked(ctx context.Context, path string, modules []Module, cacheBytes 
 	if err != nil {
 		return nil, applied, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.close())
-		}
-	}()
+	if applied, err = prepare(ctx, c, modules, sealed); err != nil {
+		return nil, applied, errors.Join(err, c.close())
+	}
+	return c, applied, nil
+}
+
+// prepare verifies what c is open on, unless it is new, and migrates it.
+func prepare(ctx context.Context, c *conn, modules []Module, sealed bool) (applied petrel.Applied, err error) {
 	c.c.SetInterrupt(ctx.Done())
 	defer c.c.SetInterrupt(nil)
 	tables, err := c.text(countTables)
 	if err != nil {
-		return nil, applied, fmt.Errorf("read the schema of the projection: %w", err)
+		return applied, fmt.Errorf("read the schema of the projection: %w", err)
 	}
 	if tables != "0" {
 		if err := check(c, sealed); err != nil {
-			return nil, applied, err
+			return applied, err
 		}
 	}
 	tx := &Tx{Reader: Reader{c: c}}
 	err = tx.run(func(tx *Tx) error { return migrate(tx, modules) })
 	if err != nil {
-		return nil, applied, fmt.Errorf("migrate the projection: %w", err)
+		return applied, fmt.Errorf("migrate the projection: %w", err)
 	}
-	applied, err = (&Reader{c: c}).Applied()
-	return c, applied, err
+	return (&Reader{c: c}).Applied()
 }
 
 // magic opens every SQLite file.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -230,43 +229,6 @@ func TestRemoveKeepsTwo(t *testing.T) {
 	}
 	if kept, err := projection.Remove(path); err != nil || kept != "" {
 		t.Errorf("Remove of nothing: %q, %v", kept, err)
-	}
-}
-
-func TestMigrations(t *testing.T) {
-	t.Parallel()
-	path := fresh(t)
-	add(t, open(t, path), 1, 2)
-	more := projection.Module{Name: "notes", Migrations: append(notes.Migrations[:1:1],
-		`ALTER TABLE note ADD COLUMN stars INTEGER; UPDATE note SET stars = seq * 10;`,
-		`CREATE INDEX note_stars ON note (stars)`,
-	)}
-	broken := more
-	broken.Migrations = append(more.Migrations[:2:2], `CREATE TABLE ok (x); CREATE TABLE note (y)`)
-
-	if _, err := projection.Open(t.Context(), projection.Options{Path: path, Modules: []projection.Module{broken}}); err == nil ||
-		!strings.Contains(err.Error(), "module notes, step 3") {
-		t.Fatalf("a broken step: %v", err)
-	}
-	for range 2 { // the second Open has nothing left to do
-		s := open(t, path, func(o *projection.Options) { o.Modules = []projection.Module{more} })
-		var stars int64
-		err := s.View(t.Context(), func(r *projection.Reader) error {
-			_, err := r.Get(`SELECT stars FROM note WHERE room = ? AND seq = ?`, func(row *projection.Row) { stars = row.Int(0) }, "r", 2)
-			return err
-		})
-		if err != nil || stars != 20 {
-			t.Errorf("stars %d, %v", stars, err)
-		}
-		if s.Applied() != at(2) {
-			t.Errorf("applied %+v", s.Applied())
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := projection.Open(t.Context(), projection.Options{Path: path, Modules: []projection.Module{notes}}); !errors.Is(err, projection.ErrNewerSchema) {
-		t.Errorf("an older build: %v", err)
 	}
 }
 

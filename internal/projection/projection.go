@@ -53,11 +53,13 @@ var (
 	ErrNewerSchema = errors.New("projection has a newer schema than this build knows")
 )
 
-// Options of Open. The zero value of every field but Path is usable.
+// Options of Open. The zero value of every field but Path (or Memory) is usable.
 type Options struct {
 	// Path of the SQLite file. Its folder exists and belongs to one process at a time
 	// (node holds a flock); -wal, -shm, .tmp-* and .damaged-* files lie beside it.
 	Path string
+	// Memory instead of Path keeps the projection in memory, for simulations.
+	Memory *MemoryDisk
 	// Modules whose tables lie in the file. Order matters only between modules that build on each other.
 	Modules []Module
 	// Readers is how many reads run at once. Default 4.
@@ -96,8 +98,8 @@ func (b Budget) or(d Budget) Budget {
 }
 
 func (o Options) withDefaults() (Options, error) {
-	if o.Path == "" {
-		return o, errors.New("projection: Options.Path is empty")
+	if (o.Path == "") == (o.Memory == nil) {
+		return o, errors.New("projection: one of Options.Path and Options.Memory is needed")
 	}
 	if o.Readers <= 0 {
 		o.Readers = 4
@@ -131,6 +133,7 @@ type Store struct {
 	closed bool
 	writer *conn
 	free   chan *conn // idle readers; capacity Options.Readers
+	memory *memory    // instead of free when there is no file
 
 	pins       pins
 	checkpoint *checkpointer
@@ -147,14 +150,18 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := removeTemps(o.Path); err != nil {
-		return nil, err
-	}
-	sealed, err := breakSeal(ctx, o.Path)
-	if err != nil {
-		return nil, err
-	}
 	s := &Store{opt: o, free: make(chan *conn, o.Readers)}
+	sealed := false
+	if o.Memory != nil {
+		s.memory = newMemory(o)
+	} else {
+		if err := removeTemps(o.Path); err != nil {
+			return nil, err
+		}
+		if sealed, err = breakSeal(ctx, o.Path); err != nil {
+			return nil, err
+		}
+	}
 	s.metrics = newMetrics(o.Registerer, o.Path)
 	s.checkpoint = newCheckpointer(s)
 	applied, err := s.openConns(ctx, sealed)
@@ -163,14 +170,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, s.closeConns())
 	}
 	s.applied.Store(&applied)
-	s.checkpoint.start()
+	if s.memory == nil {
+		s.checkpoint.start()
+	}
 	return s, nil
 }
 
 // Applied returns what the last committed transaction holds, from memory.
 func (s *Store) Applied() petrel.Applied { return *s.applied.Load() }
 
-// Bytes returns the size of the file and of its write-ahead log.
+// Bytes returns the size of the file and of its write-ahead log; 0 in memory.
 func (s *Store) Bytes() (file, wal int64) { return fileSize(s.opt.Path), fileSize(s.opt.Path + "-wal") }
 
 // Close waits for the transaction and the reads under way, then closes the file. Safe to call twice.
@@ -187,6 +196,9 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.metrics.unregister()
+	if s.memory != nil {
+		return s.closeMemory()
+	}
 	if err := s.closeConns(); err != nil {
 		return err
 	}
@@ -199,6 +211,9 @@ func (s *Store) Close() error {
 // openConns opens the writer, verifies and migrates the file, and fills the pool.
 // The caller holds write and conns, or is alone.
 func (s *Store) openConns(ctx context.Context, sealed bool) (petrel.Applied, error) {
+	if s.memory != nil {
+		return s.openMemory(ctx)
+	}
 	w, applied, err := openChecked(ctx, s.opt.Path, s.opt.Modules, s.opt.CacheBytes, sealed)
 	if err != nil {
 		return petrel.Applied{}, err

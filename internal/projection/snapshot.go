@@ -31,9 +31,10 @@ type Snapshot struct {
 	s       *Store
 	applied petrel.Applied
 
-	mu    sync.Mutex // guards c
+	mu    sync.Mutex // guards what follows
 	c     *conn      // holds the read transaction; nil once released
-	cause error      // why c is nil
+	image []byte     // instead of c when the projection is in memory
+	cause error      // why both are nil
 }
 
 // Snapshot pins the present state. It costs one connection and copies nothing.
@@ -45,6 +46,9 @@ func (s *Store) Snapshot(ctx context.Context) (_ *Snapshot, err error) {
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("snapshot the projection: %w", err)
+	}
+	if s.memory != nil {
+		return s.memorySnapshot(ctx)
 	}
 	c, err := openReader(s.opt.Path, 1<<20)
 	if err != nil {
@@ -76,14 +80,16 @@ func (n *Snapshot) Release() { n.release(errors.New("the snapshot was released")
 func (n *Snapshot) release(cause error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.c == nil {
+	if n.c == nil && n.image == nil {
 		return
 	}
-	n.c.rollback()
-	if err := n.c.close(); err != nil {
-		n.s.opt.Logger.Warn("closing a snapshot of the projection failed", "error", err)
+	if n.c != nil {
+		n.c.rollback()
+		if err := n.c.close(); err != nil {
+			n.s.opt.Logger.Warn("closing a snapshot of the projection failed", "error", err)
+		}
 	}
-	n.c, n.cause = nil, cause
+	n.c, n.image, n.cause = nil, nil, cause
 	n.s.pins.remove(n)
 }
 
@@ -97,6 +103,9 @@ func (n *Snapshot) WriteTo(ctx context.Context, w io.Writer) error {
 }
 
 func (n *Snapshot) writeTo(ctx context.Context, w io.Writer) error {
+	if n.s.memory != nil {
+		return n.writeImage(ctx, w)
+	}
 	tmp, err := makeTemp(n.s.opt.Path)
 	if err != nil {
 		return err
@@ -114,7 +123,11 @@ func (n *Snapshot) writeTo(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	defer f.Close() //nolint:errcheck // only read
-	return writeFramed(ctx, w, f)
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return writeFramed(ctx, w, f, fi.Size())
 }
 
 func (n *Snapshot) backup(ctx context.Context, tmp string) (err error) {
@@ -178,21 +191,17 @@ func (n *Snapshot) verify(ctx context.Context, tmp string) (err error) {
 	return err
 }
 
-func writeFramed(ctx context.Context, w io.Writer, f *os.File) error {
-	fi, err := f.Stat()
-	if err != nil {
-		return err
-	}
+func writeFramed(ctx context.Context, w io.Writer, r io.Reader, size int64) error {
 	sum := sha256.New()
 	out := io.MultiWriter(w, sum)
-	head := binary.BigEndian.AppendUint64([]byte(snapshotMagic), uint64(fi.Size()))
+	head := binary.BigEndian.AppendUint64([]byte(snapshotMagic), uint64(size)) //nolint:gosec // of a file
 	if _, err := out.Write(head); err != nil {
 		return err
 	}
-	if err := copyN(ctx, out, f, fi.Size()); err != nil {
+	if err := copyN(ctx, out, r, size); err != nil {
 		return err
 	}
-	_, err = w.Write(sum.Sum(nil))
+	_, err := w.Write(sum.Sum(nil))
 	return err
 }
 
@@ -219,6 +228,12 @@ func copyN(ctx context.Context, w io.Writer, r io.Reader, n int64) error {
 // snapshot), ErrNewerSchema (wait for an upgrade), petrel.ErrDiskFull or petrel.ErrStopped. An error
 // in the change of places itself closes the store: every later call gives petrel.ErrStopped.
 func (s *Store) Restore(ctx context.Context, r io.Reader) error {
+	if s.memory != nil {
+		if err := s.memoryRestore(ctx, r); err != nil {
+			return fmt.Errorf("restore the projection: %w", err)
+		}
+		return nil
+	}
 	tmp, err := makeTemp(s.opt.Path)
 	if err != nil {
 		return fmt.Errorf("restore the projection: %w", err)
@@ -245,7 +260,12 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 
 // prepareRestore makes of tmp a verified, migrated file without a write-ahead log, on disk.
 func (s *Store) prepareRestore(ctx context.Context, tmp string, r io.Reader) error {
-	if err := readFramed(ctx, tmp, bufio.NewReaderSize(r, 1<<20)); err != nil {
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return wrapOS("open a temporary file", err)
+	}
+	err = readFramed(ctx, f, bufio.NewReaderSize(r, 1<<20))
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	c, _, err := openChecked(ctx, tmp, s.opt.Modules, s.opt.CacheBytes, false)
@@ -258,12 +278,8 @@ func (s *Store) prepareRestore(ctx context.Context, tmp string, r io.Reader) err
 	return syncPath(tmp)
 }
 
-func readFramed(ctx context.Context, tmp string, r io.Reader) (err error) {
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return wrapOS("open a temporary file", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+// readFramed copies the file within a snapshot to w.
+func readFramed(ctx context.Context, w io.Writer, r io.Reader) error {
 	sum := sha256.New()
 	head := make([]byte, len(snapshotMagic)+8)
 	if _, err := io.ReadFull(r, head); err != nil {
@@ -277,7 +293,7 @@ func readFramed(ctx context.Context, tmp string, r io.Reader) (err error) {
 	if size > 1<<50 {
 		return fmt.Errorf("%w: the snapshot claims a length of %d", ErrUnreadable, size)
 	}
-	if err := copyN(ctx, io.MultiWriter(f, sum), r, int64(size)); err != nil {
+	if err := copyN(ctx, io.MultiWriter(w, sum), r, int64(size)); err != nil {
 		return wrapOS("write a temporary file", torn(err))
 	}
 	var want [sha256.Size]byte

@@ -47,14 +47,11 @@ func (s *Store) view(ctx context.Context, b Budget, fn func(*Reader) error) erro
 	if s.closed {
 		return fmt.Errorf("read the projection: %w", petrel.ErrStopped)
 	}
-	var c *conn
-	select {
-	case c = <-s.free:
-	case <-ctx.Done():
-		return ended(ctx)
+	c, done, err := s.reader(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { s.free <- c }()
-
+	defer done()
 	c.c.SetInterrupt(ctx.Done())
 	r := &Reader{c: c, ctx: ctx, budget: b.Steps}
 	defer func() {
@@ -64,11 +61,24 @@ func (s *Store) view(ctx context.Context, b Budget, fn func(*Reader) error) erro
 	if err := r.Query("BEGIN", nil); err != nil {
 		return err
 	}
-	err := fn(r)
+	err = fn(r)
 	if r.err != nil {
 		return r.err
 	}
 	return err
+}
+
+// reader waits for one of the pool's places. The caller holds conns.
+func (s *Store) reader(ctx context.Context) (_ *conn, done func(), err error) {
+	if s.memory != nil {
+		return s.memory.reader(ctx)
+	}
+	select {
+	case c := <-s.free:
+		return c, func() { s.free <- c }, nil
+	case <-ctx.Done():
+		return nil, nil, ended(ctx)
+	}
 }
 
 // ended says why ctx is over: the read's budget or the caller's own deadline.
