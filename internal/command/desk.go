@@ -82,6 +82,11 @@ type Options struct {
 	Shard petrel.ShardID
 	// Gate refuses an actor before anything is decided (suspended or unknown app). nil: lets all pass.
 	Gate func(r *projection.Reader, a petrel.Actor) error
+	// Level is the feature level that every node of the cell can read; what needs a higher one is refused with
+	// CodeUpgrading. nil: everything may be written.
+	Level func() int
+	// Needs is the level that an event needs. Default event.Level.
+	Needs func(event.Event) int
 	// Attempts at deciding a command whose guards keep failing. Default 12.
 	Attempts int
 	// MaxWait bounds every command, whatever its context allows. Default 10 s.
@@ -104,6 +109,8 @@ const (
 const (
 	retrySoon = time.Second
 	retryDisk = 5 * time.Second
+
+	retryUpgrade = 30 * time.Second
 )
 
 // Desk takes commands. All methods may be called concurrently.
@@ -120,6 +127,9 @@ func New(o Options) *Desk {
 	}
 	if o.Gate == nil {
 		o.Gate = func(*projection.Reader, petrel.Actor) error { return nil }
+	}
+	if o.Needs == nil {
+		o.Needs = event.Level
 	}
 	if o.Attempts <= 0 {
 		o.Attempts = 12
@@ -182,6 +192,9 @@ func (d *Desk) do(ctx context.Context, actor petrel.Actor, meta Meta, cmd Comman
 		}
 		d.opt.Logger.LogAttrs(ctx, slog.LevelDebug, "decided", slog.String("request", string(meta.Request)),
 			slog.String("kind", cmd.CommandKind()), slog.Int("events", len(t.decision.Events)))
+		if err := d.readable(t.decision.Events); err != nil {
+			return Result{}, err
+		}
 		out, err := d.commit(ctx, t)
 		switch {
 		case err == nil && !out.Conflicted:
@@ -209,6 +222,20 @@ func (d *Desk) do(ctx context.Context, actor petrel.Actor, meta Meta, cmd Comman
 	}
 	return Result{}, petrel.Errorf(petrel.CodeConflict,
 		"What the command rests on changed %d times while it was decided. Read the present state and try again.", d.opt.Attempts).After(retrySoon)
+}
+
+// readable refuses what some node of the cell could not fold: its shard would stop at it.
+func (d *Desk) readable(events []event.Event) error {
+	if d.opt.Level == nil {
+		return nil
+	}
+	level := d.opt.Level()
+	for _, ev := range events {
+		if need := d.opt.Needs(ev); need > level {
+			return petrel.Errorf(petrel.CodeUpgrading, "The cell is being upgraded: this needs feature level %d on every node, and one still has %d. Try again when all nodes run the new build.", need, level).After(retryUpgrade)
+		}
+	}
+	return nil
 }
 
 // try is one attempt at a command.

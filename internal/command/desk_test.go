@@ -69,6 +69,11 @@ func rivalFirst(h *house, payload []byte) (uint64, error) {
 
 func newHouse(t *testing.T, fates ...fate) (*house, *command.Desk) {
 	t.Helper()
+	return newHouseWith(t, func(*command.Options) {}, fates...)
+}
+
+func newHouseWith(t *testing.T, set func(*command.Options), fates ...fate) (*house, *command.Desk) {
+	t.Helper()
 	store, err := projection.Open(t.Context(), projection.Options{
 		Path:    filepath.Join(t.TempDir(), "p.db"),
 		Modules: []projection.Module{apply.Module(), {Name: "toy", Migrations: []string{`CREATE TABLE toy (n INTEGER NOT NULL, version INTEGER NOT NULL) STRICT; INSERT INTO toy VALUES (0, 0);`}}},
@@ -97,7 +102,7 @@ func newHouse(t *testing.T, fates ...fate) (*house, *command.Desk) {
 	}
 	h := &house{t: t, store: store, loop: loop, fates: fates}
 	h.barrier = func(context.Context) error { h.release(); return nil }
-	desk := command.New(command.Options{
+	o := command.Options{
 		Projection: store, Committer: h, Waiting: loop, Settler: h, MaxWait: time.Minute,
 		Gate: func(_ *projection.Reader, a petrel.Actor) error {
 			if a.App == "suspended" {
@@ -105,8 +110,9 @@ func newHouse(t *testing.T, fates ...fate) (*house, *command.Desk) {
 			}
 			return nil
 		},
-	})
-	return h, desk
+	}
+	set(&o)
+	return h, command.New(o)
 }
 
 func (h *house) CommitJoined(_ context.Context, payload []byte, _ func()) (uint64, error) {

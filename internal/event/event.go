@@ -238,6 +238,13 @@ var decoders = map[Kind]func([]byte) (Event, error){
 	KindMessageDeleted: into[MessageDeleted],
 }
 
+// since says which feature level brought a kind; a kind that is not listed came with level 1, the first. It is
+// never written after initialisation. A kind of a new level goes here in the change that makes it.
+var since = map[Kind]int{}
+
+// Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.
+func Level(ev Event) int { return max(1, since[ev.EventKind()]) }
+
 func into[T Event](b []byte) (Event, error) {
 	var v T
 	if err := decMode.Unmarshal(b, &v); err != nil {

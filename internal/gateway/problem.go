@@ -51,6 +51,7 @@ var meanings = map[petrel.Code]Meaning{
 	petrel.CodeNoLeader:         {503, "No leader", "Wait as Retry-After says, then repeat with the same id."},
 	petrel.CodeUnknownOutcome:   {503, "Unknown outcome", "Repeat with the same id: it may or may not have happened, and is never done twice."},
 	petrel.CodeDiskFull:         {503, "Disk full", "Wait: writes resume when there is room. Reads go on."},
+	petrel.CodeUpgrading:        {503, "Upgrading", "Repeat after Retry-After: once every node of the cell runs the new build, it works."},
 	petrel.CodeDraining:         {503, "Draining", "Repeat at once: another node answers."},
 	petrel.CodeOverloaded:       {503, "Overloaded", "Wait as Retry-After says, with jitter, then come back."},
 	petrel.CodeTimeout:          {503, "Timeout", "Nothing was done. Repeat with the same id."},

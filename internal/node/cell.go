@@ -184,7 +184,7 @@ func (c *cell) remember(peers []bus.Peer) {
 	before := len(c.known)
 	changed := false
 	for _, p := range peers {
-		k := knownNode{Member: p.Node, Peer: p.Info.Addresses.Peer, Bus: p.Info.Addresses.Bus}
+		k := knownNode{Member: p.Node, Peer: p.Info.Addresses.Peer, Bus: p.Info.Addresses.Bus, Feature: p.Info.Feature}
 		if p.Alive && k.Peer != "" && isMember(members, p.Node) && c.known[p.Node] != k {
 			c.known[p.Node], changed = k, true
 		}
@@ -215,7 +215,7 @@ func (c *cell) learn(nodes []knownNode) {
 
 func (c *cell) saveLocked() {
 	known := make([]knownNode, 0, len(c.known)+1)
-	known = append(known, knownNode{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo})
+	known = append(known, knownNode{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo, Feature: FeatureLevel})
 	for _, k := range c.known {
 		known = append(known, k)
 	}
@@ -251,13 +251,32 @@ func isMember(members []raftlog.Member, id petrel.NodeID) bool {
 	return slices.ContainsFunc(members, func(m raftlog.Member) bool { return m.ID == id })
 }
 
-// admit sees to it that this node is a member of the log's group: one that founded it is; one that joins asks
-// until it is taken in. The log is open, so that the leader can reach it at once.
+// admit sees to it that this node is a member of the log's group, under its present address: one that founded it is;
+// one that joins asks until it is taken in. The log is open, so that the leader can reach it at once.
 func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 	c.log.Store(&log)
-	if st := log.Status(); isMember(st.Members, c.self.Member) || c.self.Origin == founded {
+	st := log.Status()
+	i := slices.IndexFunc(st.Members, func(m raftlog.Member) bool { return m.ID == c.self.Member })
+	switch {
+	case i >= 0 && (st.Members[i].Addr == c.port.Addr() || len(st.Members) == 1):
 		return nil
+	case i >= 0: // the leader looks for this node where it was; it may itself wait for this node's vote
+		c.bg.Go(func() {
+			if err := c.askIn(c.ctx); err != nil && c.ctx.Err() == nil {
+				c.logger.Error("the cell does not take this node's new address", "error", err)
+			}
+		})
+		return nil
+	case c.self.Origin == founded && len(st.Members) == 0:
+		return nil
+	case len(st.Members) > 0 && c.cfg.Join == "":
+		return errors.New("this node was removed from its cell; to have it taken in again, start it with --join, or begin with an empty folder")
 	}
+	return c.askIn(ctx)
+}
+
+// askIn asks every node that is known, again and again, until the leader has entered this one.
+func (c *cell) askIn(ctx context.Context) error {
 	targets := c.cfg.joins()
 	for _, k := range c.knownNodes() {
 		targets = append(targets, k.Peer)

@@ -114,7 +114,7 @@ func TestCellGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	do(t, n2, app.ID, chat.CreateRoom{ID: "without-n1", Kind: event.RoomOpen})
-	// It comes back by itself: its folder knows the others.
+	// It comes back by itself, on another port: its folder knows the others.
 	n1 = startNode(t, first)
 	do(t, n1, app.ID, chat.CreateRoom{ID: "with-n1", Kind: event.RoomOpen})
 }

@@ -168,10 +168,7 @@ func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
 		}
 		return cellReply{}, err
 	}
-	nodes := []knownNode{{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo}}
-	for _, k := range c.knownNodes() {
-		nodes = append(nodes, k)
-	}
+	nodes := append([]knownNode{{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo, Feature: FeatureLevel}}, c.knownNodes()...)
 	for _, m := range st.Members { // also those that were never seen on the bus
 		if !hasNode(nodes, m.ID) {
 			nodes = append(nodes, knownNode{Member: m.ID, Peer: m.Addr})

@@ -111,6 +111,8 @@ type knownNode struct {
 	Member petrel.NodeID `json:"member"`
 	Peer   string        `json:"peer"`
 	Bus    string        `json:"bus,omitempty"`
+	// Feature is the level of the build that it last ran; 0 when that was never heard.
+	Feature int `json:"feature,omitempty"`
 }
 
 // loadKnown reads DATA/cell.json. The file only saves asking: one that cannot be read is as good as none.

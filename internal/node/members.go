@@ -29,6 +29,10 @@ func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q
 			if m.Addr == q.Peer {
 				return nil // it asked twice
 			}
+			c.logger.Info("a node has moved", "member", m.ID, "was", m.Addr, "is", q.Peer)
+			if m.Voter {
+				return log.AddVoter(ctx, q.Member, q.Peer)
+			}
 		case nameOf(m.ID) == nameOf(q.Member):
 			if m.Addr != q.Peer && c.alive(m.ID) { // who has its address has its place
 				return petrel.Errorf(petrel.CodeBusy, "A node named %s is in the cell already, and alive. Choose another --name, or stop that one first.", nameOf(m.ID))
@@ -315,13 +319,19 @@ func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) stri
 	return ""
 }
 
-// level is the feature level that the whole cell can read: the lowest of its members that are known.
+// level is the feature level that every member can read: the lowest that was ever heard, and the first of all for one
+// that was never heard of.
 func (c *cell) level() int {
-	level := FeatureLevel
+	heard := map[petrel.NodeID]int{c.self.Member: FeatureLevel}
+	for _, k := range c.knownNodes() {
+		heard[k.Member] = k.Feature
+	}
 	for _, p := range c.peers() {
-		if isMember(c.status().Members, p.Node) && p.Info.Feature > 0 {
-			level = min(level, p.Info.Feature)
-		}
+		heard[p.Node] = p.Info.Feature
+	}
+	level := FeatureLevel
+	for _, m := range c.status().Members {
+		level = min(level, max(1, heard[m.ID]))
 	}
 	return level
 }

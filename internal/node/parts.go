@@ -48,7 +48,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 		n.hub.OnRestore()
 	})
 	n.desk = command.New(command.Options{
-		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate,
+		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level,
 		Logger: n.logger, Registerer: n.reg,
 	})
 	n.hub.Start()
@@ -114,6 +114,14 @@ func (n *Node) logOptions(o *raftlog.Options) {
 
 // Desk takes commands: what every edge of the node goes through.
 func (n *Node) Desk() *command.Desk { return n.desk }
+
+// level is what may be written.
+func (n *Node) level() int {
+	if n.cell == nil {
+		return FeatureLevel
+	}
+	return n.cell.level()
+}
 
 // gate refuses what a suspended or unknown app wants, from memory: the same question asked of SQLite was
 // 6 % of a post. Operators and the system act on apps, not within one.

@@ -44,6 +44,7 @@ const (
 	CodeUnknownOutcome   Code = "unknown_outcome"        // 503 may or may not have happened: retry with the same id
 	CodeDiskFull         Code = "disk_full"              // 503 writes wait for room; reads and sockets go on
 	CodeDraining         Code = "draining"               // 503 this node is leaving
+	CodeUpgrading        Code = "upgrading"              // 503 the cell has nodes of an older build that could not read this
 	CodeOverloaded       Code = "overloaded"             // 503 admission control
 	CodeTimeout          Code = "timeout"                // 503 the deadline passed before anything was appended
 )
