@@ -338,6 +338,7 @@ const natsSays = "nats says"
 
 // Noticef, and what follows, is server.Logger's.
 func (l natsLog) Noticef(f string, v ...any) { l.log.Debug(natsSays, "text", fmt.Sprintf(f, v...)) }
+
 func (l natsLog) Warnf(f string, v ...any) {
 	if strings.HasPrefix(f, "TLS certificate chain and hostname of solicited routes will not be verified") {
 		return // it only sees InsecureSkipVerify; Identity.Routes verifies the chain itself

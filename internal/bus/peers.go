@@ -15,8 +15,12 @@ import (
 type Info struct {
 	Addresses Addresses `json:"addresses"`
 	// Feature is the level of what this build can read from the log; the cell's is the lowest.
-	Feature int  `json:"feature"`
-	Load    Load `json:"load"`
+	Feature int `json:"feature"`
+	// Draining: it is leaving, and sends its connections away.
+	Draining bool `json:"draining,omitempty"`
+	// Up is for how many seconds it has run: who has to move had better go to a node that was restarted already.
+	Up   int64 `json:"up"`
+	Load Load  `json:"load"`
 }
 
 // Addresses of a node, each HOST:PORT or empty.
@@ -24,10 +28,11 @@ type Addresses struct {
 	Peer   string `json:"peer,omitempty"`   // node to node, raft
 	Bus    string `json:"bus,omitempty"`    // embedded NATS
 	Public string `json:"public,omitempty"` // clients
+	URL    string `json:"url,omitempty"`    // clients, as they write it; when it is known
 	Admin  string `json:"admin,omitempty"`
 }
 
-// Load is how much a node carries. A change of it is no change for OnChange.
+// Load is how much a node carries. A change of it is no change for OnChange, nor is one of Info.Up.
 type Load struct {
 	Connections int64 `json:"connections"`
 	MemoryBytes int64 `json:"memory_bytes"`
@@ -125,7 +130,7 @@ func (p *peers) heard(f *frame, now time.Time) (wrong string) {
 	if over {
 		return dropFormer
 	}
-	changed := begun || !n.Alive || n.Info.Addresses != info.Addresses || n.Info.Feature != info.Feature
+	changed := begun || !n.Alive || n.Info.Addresses != info.Addresses || n.Info.Feature != info.Feature || n.Info.Draining != info.Draining
 	n.Incarnation, n.Info, n.Alive, n.last = f.incarnation, info, true, now
 	if f.flags&flagLeaving != 0 {
 		n.Alive = false

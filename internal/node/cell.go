@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -35,13 +36,15 @@ type cell struct {
 	logger *slog.Logger
 	reg    prometheus.Registerer
 
-	log    atomic.Pointer[raftlog.Log] // once it is open
-	bus    atomic.Pointer[bus.Bus]     // once it is started
-	busTo  string                      // where routes of others arrive; "" with --nats
-	public atomic.Pointer[string]      // address of the public listener, once people are let in
-	admin  string
-	load   func() bus.Load
-	drain  func() // this node leaves, without waiting for it
+	log     atomic.Pointer[raftlog.Log] // once it is open
+	bus     atomic.Pointer[bus.Bus]     // once it is started
+	busTo   string                      // where routes of others arrive; "" with --nats
+	public  atomic.Pointer[string]      // address of the public listener, once people are let in
+	began   time.Time
+	admin   string
+	load    func() bus.Load
+	drain   func() // this node leaves, without waiting for it
+	leaving func() bool
 
 	mu    sync.Mutex // guards known
 	known map[petrel.NodeID]knownNode
@@ -52,7 +55,7 @@ type cell struct {
 
 // openCell opens the port between nodes. Nobody is served yet: streams that come are refused and dialled again.
 func openCell(ctx context.Context, cfg *Config, self membership, logger *slog.Logger, reg prometheus.Registerer) (c *cell, err error) {
-	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, known: map[petrel.NodeID]knownNode{}}
+	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if c.secret, err = loadCellSecret(cfg.Data, cfg.CellSecretFile, self.Origin == joined); err != nil {
 		return nil, err
@@ -132,9 +135,12 @@ func (c *cell) wire() (bus.Wire, error) {
 
 // info is what this node says about itself with every heartbeat.
 func (c *cell) info() bus.Info {
-	i := bus.Info{Addresses: bus.Addresses{Peer: c.port.Addr(), Bus: c.busTo, Admin: c.admin}, Feature: FeatureLevel}
+	i := bus.Info{Addresses: bus.Addresses{Peer: c.port.Addr(), Bus: c.busTo, Admin: c.admin}, Feature: FeatureLevel, Up: int64(time.Since(c.began).Seconds())}
 	if p := c.public.Load(); p != nil {
-		i.Addresses.Public = *p
+		i.Addresses.Public, i.Addresses.URL = *p, c.cfg.publicURL(*p)
+	}
+	if c.leaving != nil {
+		i.Draining = c.leaving()
 	}
 	if c.load != nil {
 		i.Load = c.load()
@@ -167,6 +173,19 @@ func (c *cell) peers() []bus.Peer {
 		return b.Peers()
 	}
 	return nil
+}
+
+// successors are where clients of this node had better go when it leaves: nodes that stay, those first that have
+// just been started, so that in a rolling restart nobody is sent to a node whose turn is yet to come.
+func (c *cell) successors() (urls []string) {
+	peers := slices.DeleteFunc(c.peers(), func(p bus.Peer) bool {
+		return !p.Alive || p.Info.Draining || p.Info.Addresses.URL == "" || !isMember(c.status().Members, p.Node)
+	})
+	slices.SortStableFunc(peers, func(a, b bus.Peer) int { return cmp.Compare(a.Info.Up, b.Info.Up) })
+	for _, p := range peers {
+		urls = append(urls, p.Info.Addresses.URL)
+	}
+	return urls
 }
 
 func (c *cell) alive(m petrel.NodeID) bool {

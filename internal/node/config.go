@@ -42,6 +42,8 @@ type Config struct {
 	MaxConnections int    `koanf:"max-connections" default:"10000" placeholder:"N" help:"Sockets and event streams at most; fewer when the process may open fewer files."`
 	TrustedProxies string `koanf:"trusted-proxies" placeholder:"CIDR,…" help:"Proxies whose X-Forwarded-For is believed, like 10.0.0.0/8,::1/128."`
 
+	PublicURL string `koanf:"public-url" placeholder:"URL" help:"Address of this node as clients write it, like https://n1.chat.example. Who has to move is told where the other nodes are."`
+
 	Peer           string `koanf:"peer" placeholder:"HOST:PORT" help:"TLS port between nodes, as the others reach it. Alone, it founds a cell, or makes one of a node that ran alone."`
 	Join           string `koanf:"join" placeholder:"HOST:PORT,…" help:"Peer ports of nodes of the cell that this node joins. Needed once: later it knows them."`
 	CellSecretFile string `koanf:"cell-secret-file" placeholder:"FILE" help:"The cell's secret, to join: a copy of DATA/cell-secret of any node of it."`

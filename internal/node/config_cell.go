@@ -17,10 +17,20 @@ func (c *Config) cellProblems(origin map[string]string) (out []error) {
 		}
 		out = append(out, fmt.Errorf("%s: %s", who, fmt.Sprintf(format, args...)))
 	}
+	if c.PublicURL != "" {
+		if u, err := url.Parse(c.PublicURL); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+			bad("public-url", "public-url is %q; write the beginning of an address, like https://n1.chat.example", c.PublicURL)
+		}
+	}
 	if c.Peer == "" {
 		for _, s := range []struct{ name, value string }{
-			{"join", c.Join}, {"cell-secret-file", c.CellSecretFile}, {"bus", c.Bus}, {"nats", c.NATS},
-			{"peer-cert", c.PeerCert}, {"peer-key", c.PeerKey}, {"peer-ca", c.PeerCA},
+			{"join", c.Join},
+			{"cell-secret-file", c.CellSecretFile},
+			{"bus", c.Bus},
+			{"nats", c.NATS},
+			{"peer-cert", c.PeerCert},
+			{"peer-key", c.PeerKey},
+			{"peer-ca", c.PeerCA},
 		} {
 			if s.value != "" {
 				bad(s.name, "%s is for a cell, and this node has no port for other nodes; set peer too, like --peer 10.0.0.5:7600", s.name)
@@ -89,6 +99,17 @@ func (c *Config) busAddr() string {
 		n++
 	}
 	return net.JoinHostPort(host, strconv.Itoa(n))
+}
+
+// publicURL is where clients reach this node: as it was set, else where it listens when that says it; "" when nobody knows.
+func (c *Config) publicURL(listen string) string {
+	if c.PublicURL != "" {
+		return strings.TrimRight(c.PublicURL, "/")
+	}
+	if notReachable(listen) != "" {
+		return ""
+	}
+	return "http://" + listen
 }
 
 // notReachable says why other nodes could not reach an address; "" when they might.

@@ -130,7 +130,7 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 	if n.cell, err = openCell(ctx, &n.cfg, n.self, n.logger, n.reg); err != nil {
 		return err
 	}
-	n.cell.admin, n.cell.drain = n.AdminAddr(), n.leave
+	n.cell.admin, n.cell.drain, n.cell.leaving = n.AdminAddr(), n.leave, n.health.draining.Load
 	n.watch = newWatch(n.cell, n.reg)
 	return nil
 }
