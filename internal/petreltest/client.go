@@ -47,7 +47,7 @@ func (p *Problem) Error() string { return fmt.Sprintf("%d %s: %s", p.Status, p.C
 // Token makes a user token as an app's backend would.
 func Token(user string) string {
 	t := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
-		"iss": AppKey, "sub": user, "exp": time.Now().Add(time.Hour).Unix(),
+		"iss": AppKey, "sub": user, "exp": time.Now().Add(24 * time.Hour).Unix(), // far beyond the clocks that tests set wrong
 	})
 	s, err := t.SignedString([]byte(AppSecret))
 	if err != nil {
@@ -59,51 +59,69 @@ func Token(user string) string {
 // Call sends one request as a user (or, with an empty user, as the app) and decodes the answer into out.
 // A refusal comes back as *Problem; anything else means that the outcome is not known.
 func Call(ctx context.Context, c *http.Client, base, user, method, path string, in, out any) (status int, err error) {
+	status, _, err = Ask{User: user, Method: method, Path: path, In: in, Out: out}.Do(ctx, c, base)
+	return status, err
+}
+
+// Ask is one request.
+type Ask struct {
+	User         string // empty: the app itself
+	Method, Path string
+	Key          string // Idempotency-Key
+	Position     string // Petrel-Position that a read must show
+	In, Out      any
+}
+
+// Do sends it; see Call. position is the answer's.
+func (a Ask) Do(ctx context.Context, c *http.Client, base string) (status int, position string, err error) {
 	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
+	if a.In != nil {
+		b, err := json.Marshal(a.In)
 		if err != nil {
-			return 0, err
+			return 0, "", err
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, base+path, body)
+	req, err := http.NewRequestWithContext(ctx, a.Method, base+a.Path, body)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	if in != nil {
+	if a.In != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	req.SetBasicAuth(AppKey, AppSecret)
-	if user != "" {
-		req.Header.Set("Petrel-User", user)
+	for name, value := range map[string]string{"Petrel-User": a.User, "Idempotency-Key": a.Key, "Petrel-Position": a.Position} {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
 	}
+	req.SetBasicAuth(AppKey, AppSecret)
 	resp, err := c.Do(req)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
+	position = resp.Header.Get("Petrel-Position")
 	if resp.StatusCode >= 300 {
 		p := &Problem{}
 		if err := json.Unmarshal(b, p); err != nil || p.Code == "" {
-			return 0, fmt.Errorf("status %d without a problem: %q", resp.StatusCode, b)
+			return 0, "", fmt.Errorf("status %d without a problem: %q", resp.StatusCode, b)
 		}
 		if p.Status != resp.StatusCode {
-			return 0, fmt.Errorf("status %d with a problem of status %d", resp.StatusCode, p.Status)
+			return 0, "", fmt.Errorf("status %d with a problem of status %d", resp.StatusCode, p.Status)
 		}
 		p.RetryAfter = resp.Header.Get("Retry-After")
-		return resp.StatusCode, p
+		return resp.StatusCode, position, p
 	}
-	if out != nil {
-		if err := json.Unmarshal(b, out); err != nil {
-			return 0, fmt.Errorf("decode %q: %w", b, err)
+	if a.Out != nil {
+		if err := json.Unmarshal(b, a.Out); err != nil {
+			return 0, "", fmt.Errorf("decode %q: %w", b, err)
 		}
 	}
-	return resp.StatusCode, nil
+	return resp.StatusCode, position, nil
 }
 
 // Post posts a message and returns it; repeated says that it had been there.
@@ -116,6 +134,11 @@ func Post(ctx context.Context, c *http.Client, base, user, room, id, text string
 
 // History reads every event of a room through the replay endpoint, and checks that seq is dense from 1.
 func History(ctx context.Context, c *http.Client, base, room string) ([]Event, error) {
+	return historyAt(ctx, c, base, room, "")
+}
+
+// historyAt is History as of a position.
+func historyAt(ctx context.Context, c *http.Client, base, room, position string) ([]Event, error) {
 	var all []Event
 	for {
 		var page struct {
@@ -123,12 +146,12 @@ func History(ctx context.Context, c *http.Client, base, room string) ([]Event, e
 			Head   uint64
 		}
 		path := fmt.Sprintf("/v1/rooms/%s/events?after=%d&limit=500", url.PathEscape(room), len(all))
-		if _, err := Call(ctx, c, base, "", http.MethodGet, path, nil, &page); err != nil {
+		if _, _, err := (Ask{Method: http.MethodGet, Path: path, Position: position, Out: &page}).Do(ctx, c, base); err != nil {
 			return nil, err
 		}
 		for _, ev := range page.Events {
 			if ev.Seq != uint64(len(all))+1 {
-				return nil, fmt.Errorf("room %s: seq %d follows %d", room, ev.Seq, len(all))
+				return nil, &HoleError{Room: room, After: uint64(len(all)), Next: ev.Seq}
 			}
 			all = append(all, ev)
 		}
@@ -136,9 +159,24 @@ func History(ctx context.Context, c *http.Client, base, room string) ([]Event, e
 		case uint64(len(all)) == page.Head:
 			return all, nil
 		case len(page.Events) == 0:
-			return nil, fmt.Errorf("room %s: the head is %d, yet nothing follows %d", room, page.Head, len(all))
+			return nil, &HoleError{Room: room, After: uint64(len(all)), Head: page.Head}
 		}
 	}
+}
+
+// HoleError says that a history is not dense.
+type HoleError struct {
+	Room  string
+	After uint64
+	Next  uint64 // the seq that follows instead; 0: none
+	Head  uint64
+}
+
+func (e *HoleError) Error() string {
+	if e.Next == 0 {
+		return fmt.Sprintf("room %s: the head is %d, yet nothing follows %d", e.Room, e.Head, e.After)
+	}
+	return fmt.Sprintf("room %s: seq %d follows %d", e.Room, e.Next, e.After)
 }
 
 // Socket is one native socket.
@@ -156,18 +194,25 @@ type Frame struct {
 	Room     string          `json:"room"`
 	Seq      uint64          `json:"seq"`
 	Type     string          `json:"type"`
+	At       time.Time       `json:"at"`
 	Data     json.RawMessage `json:"data"`
 	Message  Message         `json:"message"`
 	Repeated bool            `json:"repeated"`
 	Head     uint64          `json:"head"`
 	Epoch    string          `json:"epoch"`
 	Reason   string          `json:"reason"`
+	Position string          `json:"position"`
 	Raw      string          `json:"-"`
 }
 
 // Dial opens a socket as a user and waits for hello.
 func Dial(ctx context.Context, base, user string) (*Socket, error) {
-	ws, _, err := websocket.Dial(ctx, base+"/v1/connect?token="+url.QueryEscape(Token(user)), nil)
+	return DialWith(ctx, nil, base, user)
+}
+
+// DialWith is Dial through a client of one's own; nil: the default one.
+func DialWith(ctx context.Context, c *http.Client, base, user string) (*Socket, error) {
+	ws, _, err := websocket.Dial(ctx, base+"/v1/connect?token="+url.QueryEscape(Token(user)), &websocket.DialOptions{HTTPClient: c})
 	if err != nil {
 		return nil, err
 	}
