@@ -124,6 +124,7 @@ type server struct {
 	opt      Options
 	metrics  *metrics
 	inFlight *limit.Places[petrel.AppID]
+	typists  *typists
 	running  sync.WaitGroup // goroutines of sessions: each ends soon after its connection
 }
 
@@ -131,7 +132,10 @@ type server struct {
 type API struct{ s *server }
 
 // Stop waits for what connections left under way. Call it when the gateway has stopped.
-func (a *API) Stop() { a.s.running.Wait() }
+func (a *API) Stop() {
+	a.s.running.Wait()
+	a.s.typists.close()
+}
 
 // whose is a connection's handler that says by whose leave it is there.
 type whose interface{ credential() gateway.Credential }
@@ -166,6 +170,7 @@ func closeUnlessStill(c *conn.Conn, cred gateway.Credential) {
 func Register(o Options) *API {
 	o.defaults()
 	s := &server{opt: o, inFlight: limit.NewPlaces[petrel.AppID](o.MaxInFlight, o.MaxInFlightOfApp)}
+	s.typists = newTypists(o.Hub.Announce)
 	s.metrics = newMetrics(o.Registerer, s)
 	s.registerHTTP()
 	o.Gateway.Handle("GET /v1/connect", gateway.Route{Access: gateway.Late, LongLife: true}, http.HandlerFunc(s.connect))

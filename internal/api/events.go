@@ -158,7 +158,7 @@ func (st *stream) OnOpen(c *conn.Conn) {
 			continue
 		}
 		sub, err := st.s.opt.Hub.Subscribe(hub.Request{
-			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Wire: wireEvents, After: b.after,
+			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Wire: wireEvents, After: b.after, Durable: true,
 			Resync: func(_ *hub.Subscription, reason string, head uint64) { st.resync(b.room, reason, head) },
 			Ended: func(_ *hub.Subscription, err error) {
 				p := gateway.NewProblem(err)

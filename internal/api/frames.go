@@ -16,6 +16,7 @@ type frame struct {
 	room    petrel.RoomID
 	after   *uint64
 	epoch   petrel.Epoch
+	active  bool // typing
 	message draft
 }
 
@@ -35,7 +36,7 @@ var fields = map[string][]string{
 	"send":        {"room!", "message!"},
 	"ping":        {},
 	"pong":        {},
-	"typing":      {"room", "active", "on"},
+	"typing":      {"room!", "active"},
 	"read":        {"room", "seq"},
 }
 
@@ -63,7 +64,7 @@ func parseFrame(b []byte) (f frame, err error) {
 	}
 	known, ok := fields[f.op]
 	if !ok {
-		return f, petrel.Errorf(petrel.CodeInvalidField, "The op %.40q is not known; there are auth, subscribe, unsubscribe, send, ping and pong.", f.op)
+		return f, petrel.Errorf(petrel.CodeInvalidField, "The op %.40q is not known; there are auth, subscribe, unsubscribe, send, typing, ping and pong.", f.op)
 	}
 	if err := checkFields(raw, f.op, known); err != nil {
 		return f, err
@@ -71,7 +72,7 @@ func parseFrame(b []byte) (f frame, err error) {
 	if err := into(raw, "token", &f.token); err != nil {
 		return f, err
 	}
-	if f.op == "typing" || f.op == "read" {
+	if f.op == "read" {
 		return f, nil
 	}
 	return f, f.fill(raw)
@@ -99,6 +100,10 @@ func checkFields(raw map[string]json.RawMessage, op string, known []string) erro
 }
 
 func (f *frame) fill(raw map[string]json.RawMessage) error {
+	f.active = true
+	if err := into(raw, "active", &f.active); err != nil {
+		return err
+	}
 	if err := into(raw, "after", &f.after); err != nil {
 		return err
 	}

@@ -51,9 +51,13 @@ func eventJSON(begin string, p *petrel.Publication) []byte {
 	b = append(b, begin...)
 	b = append(b, `"room":"`...)
 	b = append(b, p.Channel.Name...)
-	b = append(b, `","seq":`...)
-	b = strconv.AppendUint(b, p.Seq, 10)
-	b = append(b, `,"type":"`...)
+	if p.Seq != 0 { // else it is ephemeral
+		b = append(b, `","seq":`...)
+		b = strconv.AppendUint(b, p.Seq, 10)
+		b = append(b, `,"type":"`...)
+	} else {
+		b = append(b, `","type":"`...)
+	}
 	b = append(b, p.Type...)
 	b = append(b, `","at":"`...)
 	b = p.At.UTC().AppendFormat(b, timeLayout)

@@ -13,6 +13,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
@@ -38,8 +39,9 @@ type session struct {
 	subs    map[petrel.RoomID]*hub.Subscription
 
 	// The worker's own.
-	bad  int
-	warm map[petrel.RoomID]bool // rooms in which a message of ours was accepted
+	bad   int
+	typed limit.Bucket           // frames of typing
+	warm  map[petrel.RoomID]bool // rooms in which a message of ours was accepted
 
 	slots chan struct{} // one per message under way
 }
@@ -110,8 +112,9 @@ func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 	subs := c.subs
 	c.subs = nil
 	c.mu.Unlock()
-	for _, s := range subs {
+	for room, s := range subs {
 		s.Close()
+		c.quits(room)
 	}
 	c.place.Release()
 	c.end() // commands under way go on in the log; nobody waits for them here
@@ -177,7 +180,9 @@ func (c *session) handle(payload []byte) {
 	case "pong":
 	case "auth":
 		err = c.renew(f)
-	case "typing", "read":
+	case "typing":
+		err = c.typing(f)
+	case "read":
 		err = petrel.Errorf(petrel.CodeInvalidField, "The op %s comes later: this server does not know it yet.", f.op)
 	}
 	if err != nil {
@@ -387,10 +392,11 @@ func (c *session) join(f frame, after, head uint64, epoch petrel.Epoch) error {
 // left forgets a subscription that the hub has ended.
 func (c *session) left(room petrel.RoomID, s *hub.Subscription) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.subs[room] == s {
 		delete(c.subs, room)
 	}
+	c.mu.Unlock()
+	c.quits(room)
 }
 
 func (c *session) unsubscribe(f frame) error {
@@ -400,6 +406,7 @@ func (c *session) unsubscribe(f frame) error {
 	c.mu.Unlock()
 	if sub != nil { // else it had ended already, which is what is wanted
 		sub.Close()
+		c.quits(f.room)
 	}
 	c.send(`{"op":"ok"%s,"room":%q}`, f.idField(), f.room)
 	return nil

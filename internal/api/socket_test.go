@@ -239,7 +239,9 @@ func TestSocketErrors(t *testing.T) {
 		{`{"op":"send","id":5,"room":"r","message":{"text":""}}`, "invalid_field"},
 		{`{"op":"send","id":5,"room":"r","message":{"id":"m1","text":"mine"}}`, "id_reused"},
 		{`{"op":"send","id":5,"room":"r","message":{"text":"` + strings.Repeat("x", chat.MaxText+1) + `"}}`, "too_large"},
-		{`{"op":"typing","id":5,"room":"r"}`, "invalid_field"},
+		{`{"op":"typing","id":5,"room":"r"}`, "invalid_field"}, // not subscribed
+		{`{"op":"typing","id":5}`, "invalid_field"},
+		{`{"op":"typing","id":5,"room":"r","active":"yes"}`, "invalid_field"},
 		{`{"op":"read","id":5,"room":"r","seq":1}`, "invalid_field"},
 	} {
 		p.write(c.frame)

@@ -104,6 +104,7 @@ func (h *Hub) Start() {
 	q.timers = make(map[*time.Timer]struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	q.cancel = cancel
+	q.running.Go(func() { h.attend(ctx) })
 	for range h.opt.Readers {
 		q.running.Go(func() {
 			for s := q.pop(true); s != nil; s = q.pop(true) {

@@ -9,6 +9,11 @@
 // history has been read to its end and nothing newer was published on the channel meanwhile, the
 // subscription becomes live; else it reads on.
 //
+// The ephemeral lane meets the durable one here: Announce offers a publication without a seq to whoever listens, on this node
+// and, by way of a Relay, on the others of the cell. The hub also says who is there (presence.go): each node reports the users
+// of its own subscriptions, channel by channel, and whoever asks is shown the union. Without a Relay the node is alone, and
+// everything works alike.
+//
 // # Invariants
 //
 //   - A durable subscription is offered every event after its starting point exactly once and in order of seq, or its
@@ -21,8 +26,13 @@
 //     as Revoked sends a live subscription through there. After the publication that ended a right, nothing is offered.
 //   - Once Close has returned, nothing is offered any more.
 //   - No lock of the hub is held while History or a callback other than Send and TrySend runs.
+//   - An ephemeral publication is offered at most once to a subscription, those of one node on one channel in order. One
+//     that finds no room is dropped and counted; it never closes a slow subscriber, as a durable one does.
+//   - Who is there: once links and nodes are well again, every node shows for every channel exactly the users that have a subscription
+//     on some living node (plus, for a second, those that just left). A node that is not alive counts for nothing, whatever of it still arrives.
 //
-// What fails: History failing is tried again with growing pauses; the subscription waits, it is never skipped over.
+// What fails: History failing is tried again with growing pauses; the subscription waits, it is never skipped over. A report of
+// presence that is lost is noticed by its version, or by the next summary, and asked for.
 package hub
 
 import (
@@ -53,6 +63,17 @@ type Subscriber interface {
 	NotifyRoom(fn func())
 }
 
+// Apart is what a Subscriber also implements that numbers the frames it is sent: ephemeral ones go here, and take no number.
+type Apart interface {
+	TrySendApart(frame []byte) (queued bool, err error)
+}
+
+// Sampled is what a Subscriber also implements that measures how long a frame took. One subscriber of each publication is asked to.
+type Sampled interface {
+	// SendSampled is Send of something that was committed at since.
+	SendSampled(frame []byte, since time.Time) error
+}
+
 // Page is what History read in one consistent view.
 type Page struct {
 	Publications []petrel.Publication // dense, ascending, the first one After+1
@@ -74,6 +95,8 @@ type Want struct {
 type Options struct {
 	// Encoders turn a publication into a frame, one per wire; the index is what Subscription.Wire names. Required, at most MaxWires.
 	Encoders []func(p *petrel.Publication) []byte
+	// Rosters turn a list of who is there into a frame, one per wire. Needed for wires whose subscriptions ask for it.
+	Rosters []func(r *Roster) []byte
 	// History reads one page. Required.
 	History func(ctx context.Context, w Want) (Page, error)
 
@@ -113,20 +136,23 @@ type Hub struct {
 	seed    maphash.Seed
 	shards  [shardCount]shard
 	queue   catchups
+	lane    lane
 	debug   bool // the logger wants a line for every publication
 	// lives counts replacements of the projection. A page read in one life never makes a subscription live in the next.
 	lives atomic.Uint64
 }
 
 // shard is a part of the channels. mu guards the table, and of every subscription in it the fields marked so.
-// Order of locks: a shard's before the catch-up queue's; a subscriber's own locks after both.
+// Order of locks: a shard's before the catch-up queue's, the lane's and the relay's; a subscriber's own locks after all of them.
 type shard struct {
 	mu       sync.Mutex
 	channels map[petrel.Channel]*channel
 }
 
-// channel exists while it has a subscription.
+// channel exists while it has a subscription, somebody reads who is there, or others must yet be told who left.
 type channel struct {
+	name petrel.Channel
+	presence
 	subs []*Subscription
 	head uint64 // newest seq offered live, or known from a hand-over
 	// synced: head is the live edge. Whatever is newer will come through Publish.
@@ -152,6 +178,10 @@ type Subscription struct {
 	next  uint64    // the seq to be offered next; owned by the pool while catching, guarded by shard.mu while live
 	fails int       // pages that failed in a row; the pool's own
 	from  time.Time // since when it is catching up
+
+	unlisted time.Time // since when it waits for a list of who is there; zero: it has one, or wants none. Guarded by shard.mu
+	apart    func(frame []byte) (bool, error)
+	sampled  func(frame []byte, since time.Time) error // nil: cannot be measured
 }
 
 // Request says what to subscribe to.
@@ -161,6 +191,8 @@ type Request struct {
 	Actor      petrel.Actor
 	Wire       int    // index of Options.Encoders
 	After      uint64 // the last seq the subscriber has
+	Durable    bool   // only what has a seq is wanted
+	Presence   bool   // who is there is wanted: a Roster first, then who comes and goes
 	// Admitted is called once nothing can refuse the subscription any more, before its first frame is queued: the place to queue
 	// what must come first. It runs under a lock: like Send it must not block. nil: nothing must.
 	Admitted func()
@@ -178,6 +210,7 @@ func New(o Options) *Hub {
 		h.shards[i].channels = make(map[petrel.Channel]*channel)
 	}
 	h.queue.wake = sync.NewCond(&h.queue.mu)
+	h.lane.init()
 	h.metrics = newMetrics(o.Registerer, h)
 	return h
 }
@@ -193,13 +226,19 @@ func (s *Subscription) Channel() petrel.Channel { return s.to.Channel }
 // It does not wait for history. The first frame may be queued before Subscribe returns.
 // It returns CodeOverloaded when too many are catching up already.
 func (h *Hub) Subscribe(r Request) (*Subscription, error) {
-	s := &Subscription{hub: h, shard: h.shardOf(r.Channel), to: r, next: r.After + 1, from: time.Now()}
+	s := &Subscription{hub: h, shard: h.shardOf(r.Channel), to: r, next: r.After + 1, from: time.Now(), apart: r.Subscriber.TrySend}
+	if a, ok := r.Subscriber.(Apart); ok {
+		s.apart = a.TrySendApart
+	}
+	if m, ok := r.Subscriber.(Sampled); ok {
+		s.sampled = m.SendSampled
+	}
 	sh := s.shard
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	c := sh.channels[r.Channel]
 	if c == nil {
-		c = &channel{}
+		c = &channel{name: r.Channel}
 	}
 	// At the live edge there is nothing to read: a thousand who come back at once after a blip cost nothing.
 	// Their right to read was just checked by whoever subscribes them, and what might have changed it since is published on this channel.
@@ -215,6 +254,7 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 	sh.channels[r.Channel] = c
 	s.index = len(c.subs)
 	c.subs = append(c.subs, s)
+	h.enter(c, s)
 	return s, nil
 }
 
@@ -238,9 +278,8 @@ func (s *Subscription) remove() {
 	c.subs[last] = nil
 	c.subs = c.subs[:last]
 	s.index = -1
-	if last == 0 {
-		delete(s.shard.channels, s.to.Channel)
-	}
+	s.hub.leave(c, s)
+	s.hub.forget(s.shard, c)
 }
 
 // Publish offers publications to whoever listens. It never waits.
@@ -251,6 +290,10 @@ func (h *Hub) Publish(pubs []petrel.Publication) {
 }
 
 func (h *Hub) publish(p *petrel.Publication) {
+	if p.Seq == 0 {
+		_ = h.announce(p, nil, nil) // without a relay it cannot fail
+		return
+	}
 	sh := h.shardOf(p.Channel)
 	sh.mu.Lock()
 	c := sh.channels[p.Channel]
@@ -263,11 +306,12 @@ func (h *Hub) publish(p *petrel.Publication) {
 	}
 	var frames [MaxWires][]byte
 	offered := 0
-	for _, s := range c.subs {
+	sample := int(p.Seq % uint64(max(1, len(c.subs)))) //nolint:gosec // less than a length
+	for i, s := range c.subs {
 		if s.mode != live {
 			continue
 		}
-		if p.Seq != 0 && p.Seq != s.next {
+		if p.Seq != s.next {
 			if p.Seq > s.next { // never a gap: what is missing is in history
 				h.metrics.gaps.Inc()
 				h.demote(s)
@@ -279,14 +323,18 @@ func (h *Hub) publish(p *petrel.Publication) {
 			f = h.opt.Encoders[s.to.Wire](p)
 			frames[s.to.Wire] = f
 		}
-		if s.to.Subscriber.Send(f) != nil {
+		var err error
+		if i == sample && s.sampled != nil && !p.Applied.IsZero() {
+			err = s.sampled(f, p.Applied)
+		} else {
+			err = s.to.Subscriber.Send(f)
+		}
+		if err != nil {
 			s.mode = over // it is closing; Close will take it out
 			continue
 		}
 		offered++
-		if p.Seq != 0 {
-			s.next++
-		}
+		s.next++
 		if p.Final || (p.Revoked != "" && s.to.Actor.User == p.Revoked) {
 			h.demote(s) // history decides whether it may go on
 		}
@@ -333,8 +381,10 @@ func (h *Hub) Counts() (channels, subscriptions int) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		channels += len(sh.channels)
 		for _, c := range sh.channels {
+			if len(c.subs) > 0 {
+				channels++
+			}
 			subscriptions += len(c.subs)
 		}
 		sh.mu.Unlock()

@@ -6,6 +6,9 @@ type metrics struct {
 	offer, page, resume   prometheus.Histogram
 	offered, replayed     prometheus.Counter
 	gaps, refused, failed prometheus.Counter
+
+	whispered, dropped, received, damaged, asks prometheus.Counter
+	sent                                        *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
@@ -24,9 +27,19 @@ func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
 		gaps:     counter("petrel_hub_gaps_total", "Subscriptions sent back to history because a live publication was not the next."),
 		refused:  counter("petrel_hub_refused_total", "Subscriptions refused because too many were catching up."),
 		failed:   counter("petrel_hub_history_failures_total", "Reads of history that failed and are tried again."),
+
+		whispered: counter("petrel_hub_ephemeral_offered_total", "Frames of the ephemeral lane queued for subscribers."),
+		dropped:   counter("petrel_hub_ephemeral_dropped_total", "Frames of the ephemeral lane that found no room in a slow subscriber's queue."),
+		received:  counter("petrel_hub_relay_received_total", "Ephemeral publications that came from other nodes."),
+		damaged:   counter("petrel_hub_relay_damaged_total", "Payloads from other nodes that could not be read."),
+		asks:      counter("petrel_hub_presence_asks_total", "Times another node was asked for all of its users of a channel."),
+		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "petrel_hub_relay_sent_total", Help: "Payloads given to the relay for other nodes, by whether it took them.",
+		}, []string{"result"}),
 	}
 	if reg != nil {
 		reg.MustRegister(m.offer, m.page, m.resume, m.offered, m.replayed, m.gaps, m.refused, m.failed,
+			m.whispered, m.dropped, m.received, m.damaged, m.asks, m.sent,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "petrel_hub_catching_up", Help: "Subscriptions waiting for their next page."},
 				func() float64 { return float64(h.queue.waiting()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "petrel_hub_channels", Help: "Channels with a local subscriber."},
@@ -35,4 +48,13 @@ func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
 				func() float64 { _, n := h.Counts(); return float64(n) }))
 	}
 	return m
+}
+
+// relayed counts a payload by what the relay made of it.
+func (m *metrics) relayed(err error) {
+	result := "taken"
+	if err != nil {
+		result = "refused"
+	}
+	m.sent.WithLabelValues(result).Inc()
 }

@@ -1,0 +1,232 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// cable is a Relay over a real Bus, as the node package makes one.
+type cable struct {
+	*bus.Bus
+	node petrel.NodeID
+}
+
+func (c cable) Node() petrel.NodeID { return c.node }
+
+func (cable) Bucket(ch petrel.Channel) Bucket { return Bucket(bus.BucketOf(ch.App, ch.Name)) }
+
+func (c cable) Publish(b Bucket, payload []byte) error {
+	return c.Bus.Publish(bus.Bucket(b), 1, payload)
+}
+
+func (c cable) Listen(b Bucket) (func(), error) { return c.Bus.Listen(bus.Bucket(b)) }
+
+// cellNode is one node of a cell in memory: a hub and a bus.
+type cellNode struct {
+	*Hub
+	bus *bus.Bus
+}
+
+// stop ends the node as a process that is stopped does; kill as one that dies, unheard.
+func (n *cellNode) stop() {
+	n.Hub.Stop()
+	n.bus.Stop()
+}
+
+func roll(r *Roster) []byte {
+	b := fmt.Appendf(nil, "%d:", r.Count)
+	for i, user := range r.Users {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, user...)
+	}
+	return b
+}
+
+func wordsAnd(p *petrel.Publication) []byte { return fmt.Append(nil, p.Type, string(p.Data)) }
+
+// startNode puts a node on the network; every channel's history is empty.
+func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation uint64) *cellNode {
+	t.Helper()
+	b, err := bus.New(bus.Options{Node: name, Incarnation: incarnation}, net.Join())
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := func(context.Context, Want) (Page, error) { return Page{}, nil }
+	h := New(Options{Encoders: []func(*petrel.Publication) []byte{wordsAnd}, Rosters: []func(*Roster) []byte{roll}, History: empty})
+	b.Handle(1, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
+	b.OnChange(func(all []bus.Peer) {
+		var alive []Peer
+		for _, p := range all {
+			if p.Alive {
+				alive = append(alive, Peer{p.Node, p.Incarnation})
+			}
+		}
+		h.Peers(alive)
+	})
+	h.Join(cable{b, name})
+	h.Start()
+	if err := b.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n := &cellNode{h, b}
+	t.Cleanup(n.stop)
+	return n
+}
+
+// startCell starts n nodes named a, b, c… that know each other.
+func startCell(t testing.TB, n int) (nodes []*cellNode, net *bus.Network) {
+	t.Helper()
+	net = bus.NewNetwork(1)
+	for i := range n {
+		nodes = append(nodes, startNode(t, net, petrel.NodeID(rune('a'+i)), 1))
+	}
+	<-time.After(2 * time.Second) // heartbeats
+	return nodes, net
+}
+
+// join subscribes a user who wants to know who is there.
+func (n *cellNode) join(t testing.TB, e Subscriber, user petrel.UserID, presence bool) *Subscription {
+	t.Helper()
+	s, err := n.Subscribe(Request{Channel: channelOf(0), Subscriber: e, Actor: petrel.Actor{App: "app", User: user}, Presence: presence})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func whisper(kind string) *petrel.Publication {
+	p := pub(0, 0, kind)
+	return &p
+}
+
+func TestEphemeralCrossesNodes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		nodes, _ := startCell(t, 3)
+		a, b, c, other := &ear{}, &ear{}, &ear{}, &ear{}
+		nodes[0].join(t, a, "ann", false)
+		nodes[0].join(t, other, "ann", false)
+		nodes[1].join(t, b, "bob", false)
+		nodes[2].join(t, c, "cat", false)
+		<-time.After(time.Second)
+		for i := range 5 {
+			if err := nodes[0].Announce(whisper(fmt.Sprint("typing", i)), a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(time.Second)
+		want := []string{"typing0", "typing1", "typing2", "typing3", "typing4"}
+		for name, e := range map[string]*ear{"other": other, "b": b, "c": c} {
+			if diff := cmp.Diff(want, e.heard()); diff != "" {
+				t.Errorf("%s:\n%s", name, diff)
+			}
+		}
+		if got := a.heard(); len(got) != 0 {
+			t.Errorf("it came back to the sender: %v", got)
+		}
+		big := whisper("typing")
+		big.Data = make([]byte, MaxEphemeral+1)
+		if err := nodes[0].Announce(big, nil); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("too large: %v", err)
+		}
+	})
+}
+
+// TestEphemeralWithoutRelay: a node that is alone works alike.
+func TestEphemeralWithoutRelay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		story := &tale{}
+		h := newHub(t, story, nil)
+		e, durable := &ear{}, &ear{}
+		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: e})
+		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: durable, Durable: true})
+		synctest.Wait()
+		if err := h.Announce(whisper("typing"), nil); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"typing0"}, e.heard()); diff != "" {
+			t.Error(diff)
+		}
+		if got := durable.heard(); len(got) != 0 {
+			t.Errorf("who wants only what has a seq heard %v", got)
+		}
+	})
+}
+
+// TestEphemeralNeverWaitsForTheSlow: who has no room misses it; nobody else does, and the slow one stays.
+func TestEphemeralNeverWaitsForTheSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		story := &tale{}
+		var encoded atomic.Int32
+		h := newHub(t, story, func(o *Options) {
+			o.Encoders[0] = func(p *petrel.Publication) []byte { encoded.Add(1); return words(p) }
+		})
+		slow, e := &ear{full: true}, &ear{}
+		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: slow})
+		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: e})
+		synctest.Wait()
+		_ = h.Announce(whisper("one"), nil)
+		slow.mu.Lock()
+		slow.full = false
+		slow.mu.Unlock()
+		_ = h.Announce(whisper("two"), nil)
+		if got := strings.Join(slow.heard(), " "); got != "two0" {
+			t.Errorf("the slow one heard %q", got)
+		}
+		if got := strings.Join(e.heard(), " "); got != "one0 two0" || encoded.Load() != 2 {
+			t.Errorf("the other heard %q, encoded %d times", got, encoded.Load())
+		}
+	})
+}
+
+// TestDamagedPayloads: whatever comes from a wire, nothing panics and what can be read is read.
+func FuzzReceive(f *testing.F) {
+	item := func(kind itemKind, fill func([]byte) []byte) []byte {
+		return appendItem([]byte{formatItems}, kind, fill)
+	}
+	f.Add(item(itemPublication, func(b []byte) []byte { return appendPublication(b, whisper("typing")) }))
+	f.Add(item(itemChange, func(b []byte) []byte {
+		return appendUsers(appendUsers(appendNumbers(appendChannel(b, channelOf(0)), 0, 1), []petrel.UserID{"x"}), nil)
+	}))
+	f.Add(item(itemFull, func(b []byte) []byte {
+		return appendUsers(append(appendNumbers(appendChannel(b, channelOf(0)), 1, 0), 1), []petrel.UserID{"x"})
+	}))
+	f.Add(item(itemSummary, func(b []byte) []byte { return appendNumbers(appendChannel(b, channelOf(0)), 9) }))
+	f.Add(item(itemAsk, func(b []byte) []byte { return appendText(appendChannel(b, channelOf(0)), "a") }))
+	f.Add(append(item(99, func(b []byte) []byte { return append(b, 1, 2, 3) }), byte(itemAsk), 1))
+	f.Add([]byte{})
+	f.Fuzz(func(_ *testing.T, in []byte) {
+		h := New(Options{Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, History: (&tale{}).page})
+		h.Join(deaf{})
+		h.Peers([]Peer{{"b", 1}})
+		s, _ := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}, Presence: true, Actor: petrel.Actor{User: "me"}})
+		h.Receive("b", 1, in)
+		h.pass(time.Now(), true)
+		h.Receive("b", 1, in)
+		s.Close()
+		h.pass(time.Now(), true)
+	})
+}
+
+// deaf is a relay that takes everything and brings nothing.
+type deaf struct{}
+
+func (deaf) Node() petrel.NodeID           { return "a" }
+func (deaf) Bucket(petrel.Channel) Bucket  { return 1 }
+func (deaf) Publish(Bucket, []byte) error  { return nil }
+func (deaf) Listen(Bucket) (func(), error) { return func() {}, nil }

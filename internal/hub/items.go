@@ -1,0 +1,152 @@
+package hub
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// A payload of the relay is a format byte and items, each with its length, so that an older build skips those that it does not know.
+// Texts have their length before them; numbers are unsigned varints.
+//
+//	publication  channel, type, ms since 1970, data, request id
+//	change       channel, since, version, users who came, users who left: from version since to version. Since 0 is nobody
+//	full         channel, version, part, last part?, users: everybody at version
+//	summary      channel, version: what the newest report was
+//	ask          channel, node: that node shall send a full one
+const formatItems = 1
+
+type itemKind byte
+
+const (
+	itemPublication itemKind = iota + 1
+	itemChange
+	itemFull
+	itemSummary
+	itemAsk
+)
+
+// maxPayload is how much is put into one payload before the next is begun; maxUsers how many users into one item.
+const (
+	maxPayload = 48 << 10
+	maxUsers   = 500
+)
+
+// appendItem appends an item whose body fill appends.
+func appendItem(b []byte, kind itemKind, fill func([]byte) []byte) []byte {
+	body := fill(make([]byte, 0, 128))
+	b = append(b, byte(kind))
+	b = binary.AppendUvarint(b, uint64(len(body)))
+	return append(b, body...)
+}
+
+func appendText[T ~string | ~[]byte](b []byte, s T) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func appendChannel(b []byte, ch petrel.Channel) []byte {
+	b = append(appendText(b, ch.App), byte(ch.Kind))
+	return appendText(b, ch.Name)
+}
+
+func appendUsers(b []byte, users []petrel.UserID) []byte {
+	b = binary.AppendUvarint(b, uint64(len(users)))
+	for _, u := range users {
+		b = appendText(b, u)
+	}
+	return b
+}
+
+func appendNumbers(b []byte, numbers ...uint64) []byte {
+	for _, n := range numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	return b
+}
+
+func appendPublication(b []byte, p *petrel.Publication) []byte {
+	b = appendText(appendChannel(b, p.Channel), p.Type)
+	b = binary.AppendUvarint(b, uint64(max(0, p.At.UnixMilli()))) //nolint:gosec // not negative
+	return appendText(appendText(b, p.Data), p.Request)
+}
+
+// readItems calls fn for every item of a payload, known or not; fn's reader says afterwards whether it could be read. The result is false
+// when anything could not.
+func readItems(b []byte, fn func(kind itemKind, in *reader)) bool {
+	if len(b) == 0 || b[0] != formatItems {
+		return false
+	}
+	in := &reader{b: b[1:], ok: true}
+	good := true
+	for in.ok && len(in.b) > 0 {
+		kind := itemKind(in.byte())
+		body := &reader{b: in.bytes(), ok: true}
+		if !in.ok {
+			return false
+		}
+		fn(kind, body)
+		good = good && body.ok
+	}
+	return good && in.ok
+}
+
+// reader takes a body apart. Once something is wrong, ok is false and everything it gives is empty.
+type reader struct {
+	b  []byte
+	ok bool
+}
+
+func (r *reader) fail() { r.b, r.ok = nil, false }
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.fail()
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) number() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail()
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes() []byte {
+	n := r.number()
+	if n > uint64(len(r.b)) {
+		r.fail()
+		return nil
+	}
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) text() string { return string(r.bytes()) }
+
+func (r *reader) channel() petrel.Channel {
+	return petrel.Channel{App: petrel.AppID(r.text()), Kind: petrel.ChannelKind(r.byte()), Name: r.text()}
+}
+
+func (r *reader) users() (out []petrel.UserID) {
+	for n := r.number(); n > 0 && r.ok; n-- {
+		out = append(out, petrel.UserID(r.text()))
+	}
+	return out
+}
+
+func (r *reader) publication() petrel.Publication {
+	p := petrel.Publication{Channel: r.channel(), Type: r.text()}
+	p.At = time.UnixMilli(int64(r.number() & (1<<62 - 1))).UTC() //nolint:gosec // fits by the mask
+	p.Data = append([]byte(nil), r.bytes()...)
+	p.Request = petrel.RequestID(r.text())
+	return p
+}

@@ -1,0 +1,163 @@
+package hub
+
+import (
+	"errors"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// Bucket is a share of the ephemeral lane's channels: what a node listens to.
+type Bucket uint16
+
+// Relay carries payloads between the hubs of a cell. None of its methods waits, and all are safe under locks of the hub: it does not call
+// back into the hub from within them.
+type Relay interface {
+	// Node names this node. Nothing of its own comes back to it.
+	Node() petrel.NodeID
+	// Bucket says in which bucket a channel lies: the same on every node.
+	Bucket(ch petrel.Channel) Bucket
+	// Publish hands a payload on to the nodes that listen to the bucket. What one node publishes in one bucket arrives in that order, each at
+	// most once. An error means that nothing was handed on.
+	Publish(b Bucket, payload []byte) error
+	// Listen asks for a bucket's payloads until stop is called. They come to Receive.
+	Listen(b Bucket) (stop func(), err error)
+}
+
+// Peer is another node in the life that it has now.
+type Peer struct {
+	Node        petrel.NodeID
+	Incarnation uint64
+}
+
+// MaxEphemeral is the largest Data of an ephemeral publication, in bytes.
+const MaxEphemeral = 16 << 10
+
+// ErrTooLarge is what Announce returns for data above MaxEphemeral.
+var ErrTooLarge = errors.New("hub: ephemeral publication too large")
+
+// Join makes the hub one of a cell's. It may be called once, at any time; from then on Receive and Peers are called.
+func (h *Hub) Join(r Relay) {
+	h.lane.relay.Store(&r)
+	for i := range h.shards {
+		sh := &h.shards[i]
+		sh.mu.Lock()
+		for _, c := range sh.channels {
+			h.listen(c)
+			for user := range c.local {
+				c.changed(user, false)
+			}
+			h.mark(c)
+		}
+		sh.mu.Unlock()
+	}
+}
+
+// relayed is the relay, nil for a node that is alone.
+func (h *Hub) relayed() Relay {
+	if r := h.lane.relay.Load(); r != nil {
+		return *r
+	}
+	return nil
+}
+
+// Announce offers an ephemeral publication (Seq 0) to whoever listens, on this node and the others, but not to the subscriber named. It never
+// waits. An error means that the other nodes were not told; those here were.
+func (h *Hub) Announce(p *petrel.Publication, except Subscriber) error {
+	if len(p.Data) > MaxEphemeral {
+		return ErrTooLarge
+	}
+	return h.announce(p, except, h.relayed())
+}
+
+// announce offers p here, and to others by r. Both happen under the lock of the channel's shard, so that everybody gets one
+// channel's publications in the same order.
+func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err error) {
+	sh := h.shardOf(p.Channel)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if r != nil {
+		err = r.Publish(r.Bucket(p.Channel), appendItem([]byte{formatItems}, itemPublication, func(b []byte) []byte { return appendPublication(b, p) }))
+		h.metrics.relayed(err)
+	}
+	c := sh.channels[p.Channel]
+	if c == nil {
+		return err
+	}
+	var frames [MaxWires][]byte
+	for _, s := range c.subs {
+		if s.mode == over || s.to.Durable || (except != nil && s.to.Subscriber == except) {
+			continue
+		}
+		h.offerApart(s, p, &frames)
+	}
+	return err
+}
+
+// offerApart offers an ephemeral publication to one subscription, encoded once per wire; the shard's lock is held.
+func (h *Hub) offerApart(s *Subscription, p *petrel.Publication, frames *[MaxWires][]byte) (queued bool) {
+	f := frames[s.to.Wire]
+	if f == nil {
+		f = h.opt.Encoders[s.to.Wire](p)
+		frames[s.to.Wire] = f
+	}
+	return h.sendApart(s, f)
+}
+
+func (h *Hub) sendApart(s *Subscription, f []byte) bool {
+	queued, err := s.apart(f)
+	switch {
+	case err != nil:
+		s.mode = over // it is closing; Close will take it out
+	case queued:
+		h.metrics.whispered.Inc()
+	default:
+		h.metrics.dropped.Inc()
+	}
+	return queued && err == nil
+}
+
+// Receive takes what another node published in a bucket that is listened to. It must be called with the payloads of one bucket in their order.
+// It does not wait.
+func (h *Hub) Receive(from petrel.NodeID, incarnation uint64, payload []byte) {
+	ok := readItems(payload, func(kind itemKind, in *reader) {
+		switch kind {
+		case itemPublication:
+			if p := in.publication(); in.ok {
+				h.metrics.received.Inc()
+				_ = h.announce(&p, nil, nil) // without a relay it cannot fail
+			}
+		case itemChange, itemFull, itemSummary:
+			h.takeReport(Peer{from, incarnation}, kind, in)
+		case itemAsk:
+			if ch, target := in.channel(), petrel.NodeID(in.text()); in.ok && target == h.relayed().Node() {
+				h.lane.ask(ch)
+			}
+		}
+	})
+	if !ok {
+		h.metrics.damaged.Inc()
+	}
+}
+
+// Peers tells which other nodes are alive. What those said that are not named is forgotten, and who came is asked.
+func (h *Hub) Peers(alive []Peer) {
+	now := map[petrel.NodeID]uint64{}
+	for _, p := range alive {
+		now[p.Node] = p.Incarnation
+	}
+	// First the table, then what hangs on it: a report that comes in between is checked under the shard's lock, and either finds the new
+	// table or is swept here.
+	h.lane.peers.Store(&now)
+	for i := range h.shards {
+		sh := &h.shards[i]
+		sh.mu.Lock()
+		for _, c := range sh.channels {
+			if c.view != nil {
+				c.view.keepOnly(now, time.Now())
+				h.mark(c)
+			}
+		}
+		sh.mu.Unlock()
+	}
+}

@@ -1,0 +1,143 @@
+package hub
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// Present lists who is in a channel, also when nobody here subscribes to it: the other nodes are asked, and waited for a moment.
+func (h *Hub) Present(ctx context.Context, ch petrel.Channel) Roster {
+	sh := h.shardOf(ch)
+	sh.mu.Lock()
+	alive := *h.lane.peers.Load()
+	c := sh.channels[ch]
+	if c == nil && len(alive) == 0 {
+		sh.mu.Unlock()
+		return Roster{Channel: ch, Users: []petrel.UserID{}}
+	}
+	if c == nil {
+		c = &channel{name: ch}
+		sh.channels[ch] = c
+		h.listen(c)
+	}
+	v := h.watch(c)
+	v.wanted++
+	h.mark(c)
+	if !v.whole(alive) {
+		said := make(chan struct{})
+		v.readers = append(v.readers, said)
+		sh.mu.Unlock()
+		late := time.NewTimer(rosterWithin)
+		select {
+		case <-said:
+		case <-late.C:
+		case <-ctx.Done():
+		}
+		late.Stop()
+		sh.mu.Lock()
+	}
+	defer sh.mu.Unlock()
+	v.wanted--
+	v.until = time.Now().Add(keepView)
+	h.mark(c)
+	out := v.roster(ch)
+	out.Partial = !v.whole(*h.lane.peers.Load())
+	return *out
+}
+
+// show tells subscribers who came and went; the shard's lock is held. It says whether something waits for its time.
+func (h *Hub) show(c *channel, v *view, now time.Time) (waits bool) {
+	v.expire(now)
+	whole := v.whole(*h.lane.peers.Load())
+	if whole {
+		for _, said := range v.readers {
+			close(said)
+		}
+		v.readers = nil
+	}
+	waits = len(v.held) > 0
+	if len(v.told) > 0 {
+		waits = h.tell(c, v, now) || waits
+	}
+	var frames rosterFrames
+	for _, s := range c.subs {
+		if s.unlisted.IsZero() || s.mode == over {
+			continue
+		}
+		if (!whole && now.Sub(s.unlisted) < rosterWithin) || !h.list(s, v.roster, &frames) {
+			waits = true
+		}
+	}
+	return waits
+}
+
+// tell says who came and went to those who have a list already, or, where that would be too much, gives them a new list or a number.
+func (h *Hub) tell(c *channel, v *view, now time.Time) (waits bool) {
+	n := v.shown()
+	switch {
+	case n > MaxListed:
+		if now.Before(v.countAt) {
+			return true
+		}
+		v.summed, v.countAt = true, now.Add(countEvery)
+		h.relist(c, func(ch petrel.Channel) *Roster { return &Roster{Channel: ch, Count: n} })
+	case v.summed || len(v.told) > maxTold:
+		v.summed = false
+		h.relist(c, v.roster)
+	default:
+		for _, user := range slices.Sorted(maps.Keys(v.told)) {
+			if is := v.shows(user); is != v.told[user] {
+				h.tellOne(c, user, is, now)
+			}
+		}
+	}
+	clear(v.told)
+	return false
+}
+
+// tellOne says that one user came or went. Who has no room for it gets a new list later.
+func (h *Hub) tellOne(c *channel, user petrel.UserID, here bool, now time.Time) {
+	p := petrel.Publication{Channel: c.name, Type: TypeLeave, At: now.UTC().Truncate(time.Millisecond), Data: []byte(`{"user":"` + string(user) + `"}`)}
+	if here {
+		p.Type = TypeJoin
+	}
+	var frames [MaxWires][]byte
+	for _, s := range c.subs {
+		if s.to.Presence && s.unlisted.IsZero() && s.mode != over && !h.offerApart(s, &p, &frames) {
+			s.unlisted = now
+			h.mark(c)
+		}
+	}
+}
+
+// rosterFrames are the encodings of one list.
+type rosterFrames [MaxWires][]byte
+
+// relist gives everybody who has a list a new one.
+func (h *Hub) relist(c *channel, roster func(petrel.Channel) *Roster) {
+	var frames rosterFrames
+	for _, s := range c.subs {
+		if s.to.Presence && s.unlisted.IsZero() && s.mode != over && !h.list(s, roster, &frames) {
+			s.unlisted = time.Now()
+			h.mark(c)
+		}
+	}
+}
+
+// list offers one subscription a list, which is made and encoded for the first that wants it.
+func (h *Hub) list(s *Subscription, roster func(petrel.Channel) *Roster, frames *rosterFrames) bool {
+	f := frames[s.to.Wire]
+	if f == nil {
+		f = h.opt.Rosters[s.to.Wire](roster(s.to.Channel))
+		frames[s.to.Wire] = f
+	}
+	if !h.sendApart(s, f) {
+		return false
+	}
+	s.unlisted = time.Time{}
+	return true
+}
