@@ -4,22 +4,30 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"sync"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
-// Mesh connects members of one process over loopback under names of its own, and can cut them off.
+// Mesh connects members of one process over loopback under names of its own, and can cut them off or let
+// them fall silent.
 type Mesh struct {
-	mu    sync.Mutex
-	addrs map[string]string
-	cut   map[string]bool
-	conns map[*meshConn]struct{}
+	mu     sync.Mutex
+	addrs  map[string]string
+	cut    map[string]bool
+	frozen map[string]bool
+	thaw   chan struct{} // closed and replaced at each Thaw
+	conns  map[*meshConn]struct{}
 }
 
 // NewMesh returns a mesh without members.
 func NewMesh() *Mesh {
-	return &Mesh{addrs: map[string]string{}, cut: map[string]bool{}, conns: map[*meshConn]struct{}{}}
+	return &Mesh{
+		addrs: map[string]string{}, cut: map[string]bool{}, frozen: map[string]bool{}, thaw: make(chan struct{}),
+		conns: map[*meshConn]struct{}{},
+	}
 }
 
 // Join returns the Network of the member called name, over plain loopback TCP. After its Close the name may join again.
@@ -68,6 +76,33 @@ func (m *Mesh) Heal(name string) {
 	delete(m.cut, name)
 }
 
+// Freeze lets every stream from and to the member stand still, as when its process is stopped or packets are
+// lost: nothing is refused and nothing arrives, until Thaw.
+func (m *Mesh) Freeze(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.frozen[name] = true
+}
+
+// Thaw undoes Freeze.
+func (m *Mesh) Thaw(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.frozen, name)
+	close(m.thaw)
+	m.thaw = make(chan struct{})
+}
+
+// still returns nil when nothing between the two stands still, else what to wait for.
+func (m *Mesh) still(from, to string) <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.frozen[from] || m.frozen[to] {
+		return m.thaw
+	}
+	return nil
+}
+
 type meshNet struct {
 	raftlog.Network
 	m    *Mesh
@@ -84,11 +119,18 @@ func (n *meshNet) Dial(ctx context.Context, to string) (net.Conn, error) {
 	if bad {
 		return nil, fmt.Errorf("mesh: %s cannot reach %s", n.name, to)
 	}
+	for thaw := n.m.still(n.name, to); thaw != nil; thaw = n.m.still(n.name, to) {
+		select {
+		case <-thaw:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	c, err := n.Network.Dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	mc := &meshConn{Conn: c, m: n.m, from: n.name, to: to}
+	mc := &meshConn{Conn: c, m: n.m, from: n.name, to: to, changed: make(chan struct{})}
 	n.m.mu.Lock()
 	defer n.m.mu.Unlock()
 	if n.m.cut[to] || n.m.cut[n.name] {
@@ -103,9 +145,81 @@ type meshConn struct {
 	net.Conn
 	m        *Mesh
 	from, to string
+
+	mu          sync.Mutex
+	read, write time.Time     // deadlines
+	closed      bool          // by this end
+	changed     chan struct{} // closed and replaced when one of the above changes
+}
+
+func (c *meshConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if e := c.wait(&c.read); e != nil {
+		return 0, e
+	}
+	return n, err
+}
+
+func (c *meshConn) Write(p []byte) (int, error) {
+	if err := c.wait(&c.write); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// wait returns once nothing stands still, or when the deadline passes or the stream is closed.
+func (c *meshConn) wait(deadline *time.Time) error {
+	for {
+		thaw := c.m.still(c.from, c.to)
+		if thaw == nil {
+			return nil
+		}
+		c.mu.Lock()
+		at, closed, changed := *deadline, c.closed, c.changed
+		c.mu.Unlock()
+		if closed {
+			return net.ErrClosed
+		}
+		var late <-chan time.Time
+		if !at.IsZero() {
+			if time.Until(at) <= 0 {
+				return os.ErrDeadlineExceeded
+			}
+			late = time.After(time.Until(at))
+		}
+		select {
+		case <-thaw:
+		case <-changed:
+		case <-late:
+		}
+	}
+}
+
+func (c *meshConn) change(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *meshConn) SetDeadline(t time.Time) error {
+	c.change(func() { c.read, c.write = t, t })
+	return c.Conn.SetDeadline(t)
+}
+
+func (c *meshConn) SetReadDeadline(t time.Time) error {
+	c.change(func() { c.read = t })
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *meshConn) SetWriteDeadline(t time.Time) error {
+	c.change(func() { c.write = t })
+	return c.Conn.SetWriteDeadline(t)
 }
 
 func (c *meshConn) Close() error {
+	c.change(func() { c.closed = true })
 	c.m.mu.Lock()
 	delete(c.m.conns, c)
 	c.m.mu.Unlock()
