@@ -48,7 +48,7 @@ func (c *serveCmd) Run(con *console, kctx *kong.Context) error {
 		logger.Warn("variables of the environment look like settings and are none", "variables", unknown)
 	}
 	n, err := node.Open(con.ctx, node.Options{
-		Config: cfg, Logger: logger, Notice: con.out, Build: build(), Web: web.Handler(),
+		Config: cfg, Logger: logger, Notice: con.out, Build: build(), Web: web.Handler(), Faults: faults(),
 	})
 	if err != nil {
 		return err

@@ -57,7 +57,7 @@ var (
 // Options of Register.
 type Options struct {
 	Gateway    *gateway.Gateway // required: where the routes go
-	Hub        *hub.Hub         // required; made with NewHub
+	Hub        *hub.Hub         // required; made with HubOptions
 	Desk       Desk             // required
 	Projection Projection       // required
 	Waiting    Waiting          // required

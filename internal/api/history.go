@@ -18,8 +18,8 @@ const (
 	wireEvents
 )
 
-// NewHub returns a hub that speaks this package's wires and reads history through view. The remaining options are taken as they are.
-func NewHub(view func(ctx context.Context, fn func(*projection.Reader) error) error, o hub.Options) *hub.Hub {
+// HubOptions are those of a hub that speaks this package's wires and reads history through view. The remaining ones are taken as they are.
+func HubOptions(view func(ctx context.Context, fn func(*projection.Reader) error) error, o hub.Options) hub.Options {
 	o.Encoders = []func(*petrel.Publication) []byte{
 		wireSocket: func(p *petrel.Publication) []byte { return conn.TextFrame(eventJSON(`{"op":"event",`, p)) },
 		wireEvents: func(p *petrel.Publication) []byte { return conn.SSEChunk("", "", eventJSON(`{`, p)) },
@@ -39,7 +39,7 @@ func NewHub(view func(ctx context.Context, fn func(*projection.Reader) error) er
 		}
 		return page, err
 	}
-	return hub.New(o)
+	return o
 }
 
 // timeLayout is RFC 3339 with milliseconds, as everywhere on the wire.

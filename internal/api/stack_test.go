@@ -98,7 +98,7 @@ func newStack(t testing.TB, change func(*Options, *gateway.Options, *conn.Option
 	})
 	must(err)
 	logger := slog.New(slog.NewTextHandler(&syncWriter{w: s.logs}, &slog.HandlerOptions{Level: slog.LevelError}))
-	s.hub = NewHub(s.store.View, hub.Options{Logger: logger})
+	s.hub = hub.New(HubOptions(s.store.View, hub.Options{Logger: logger}))
 	directory := identity.NewDirectory(identity.DirectoryOptions{Now: func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) }, OnChange: func(app petrel.AppID) {
 		if api := s.api.Load(); api != nil {
 			api.AppChanged(app)

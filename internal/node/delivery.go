@@ -12,13 +12,13 @@ import (
 // newHub makes the hub before the shard is there to feed it: nobody subscribes until both are.
 func (n *Node) newHub() *hub.Hub {
 	view := func(ctx context.Context, fn func(*projection.Reader) error) error { return n.shard.store.View(ctx, fn) }
-	return api.NewHub(view, hub.Options{Logger: n.logger, Registerer: n.reg})
+	return n.opt.Faults.hub(api.HubOptions(view, hub.Options{Logger: n.logger, Registerer: n.reg}))
 }
 
 // mountAPI adds Petrel's own protocol to the public side.
 func (n *Node) mountAPI(p *publicSide) {
 	p.api = api.Register(api.Options{
-		Gateway: p.gateway, Hub: n.hub, Desk: n.desk, Projection: n.shard.store, Waiting: n.shard.loop,
+		Gateway: p.gateway, Hub: n.hub, Desk: n.opt.Faults.desk(n.desk), Projection: n.shard.store, Waiting: n.shard.loop,
 		Node: petrel.NodeID(n.cfg.Name), Version: n.opt.Build.Version, ReplayLimit: uint64(n.cfg.ReplayLimit), //nolint:gosec // checked to be positive
 		Alone: n.alone, Logger: n.logger, Registerer: n.reg,
 	})

@@ -47,6 +47,8 @@ type Options struct {
 	Web http.Handler
 	// Offline opens the data folder for a command line tool: no listeners, no first app.
 	Offline bool
+	// Faults are for tests of the checker. nil: none.
+	Faults *Faults
 }
 
 // Node is one process of an installation. Open builds it, Start lets people in, Drain asks them to

@@ -30,9 +30,9 @@ func (n *Node) domains() []apply.Domain {
 // openShard opens the durable lane and puts the desk before it and the hub behind it.
 func (n *Node) openShard(ctx context.Context) (err error) {
 	n.hub = n.newHub()
-	n.directory = identity.NewDirectory(identity.DirectoryOptions{OnChange: n.appChanged})
+	n.directory = identity.NewDirectory(identity.DirectoryOptions{Now: n.opt.Faults.now(), OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
-		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.domains(),
+		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.opt.Faults.domains(n.domains()),
 		publish: n.publish, onFatal: n.fail, logger: n.logger, registerer: n.reg,
 	})
 	if err != nil {
@@ -48,7 +48,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 		n.hub.OnRestore()
 	})
 	n.desk = command.New(command.Options{
-		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level,
+		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level, Now: n.opt.Faults.now(),
 		Logger: n.logger, Registerer: n.reg,
 	})
 	n.hub.Start()
@@ -146,5 +146,5 @@ func (n *Node) publish(pubs []petrel.Publication) {
 				slog.Uint64("seq", p.Seq), slog.String("type", p.Type))
 		}
 	}
-	n.hub.Publish(pubs)
+	n.hub.Publish(n.opt.Faults.publish(pubs))
 }

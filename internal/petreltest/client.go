@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"time"
@@ -303,4 +304,23 @@ func (s *Socket) Subscribe(ctx context.Context, room string, after uint64, epoch
 		return 0, "", errors.New("subscribe was answered " + f.Raw)
 	}
 	return f.Head, f.Epoch, nil
+}
+
+// mayRetry lists the refusals that a client is told to come back from.
+func mayRetry(code string) bool {
+	switch code {
+	case "busy", "no_leader", "unknown_outcome", "draining", "overloaded", "timeout", "disk_full", "read_budget":
+		return true
+	}
+	return false
+}
+
+// pause waits for a moment before a retry: a client's backoff, not a test's wait.
+func pause(ctx context.Context) {
+	t := time.NewTimer(time.Duration(1+rand.IntN(20)) * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }

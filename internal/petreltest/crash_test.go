@@ -255,25 +255,6 @@ func (c *crew) record(a ack, m Message, retried bool) {
 	}
 }
 
-// mayRetry lists the refusals that a client is told to come back from.
-func mayRetry(code string) bool {
-	switch code {
-	case "busy", "no_leader", "unknown_outcome", "draining", "overloaded", "timeout", "disk_full", "read_budget":
-		return true
-	}
-	return false
-}
-
-// pause waits for a moment before a retry: a client's backoff, not a test's wait.
-func pause(ctx context.Context) {
-	t := time.NewTimer(time.Duration(1+rand.IntN(20)) * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
 // checkRoom reads a room and compares it with what was acknowledged before its clients' time.
 func checkRoom(tb testing.TB, base, room string, acks []ack) []Event {
 	tb.Helper()
