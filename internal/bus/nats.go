@@ -343,7 +343,7 @@ func (l natsLog) Warnf(f string, v ...any) {
 	if strings.HasPrefix(f, "TLS certificate chain and hostname of solicited routes will not be verified") {
 		return // it only sees InsecureSkipVerify; Identity.Routes verifies the chain itself
 	}
-	if strings.HasPrefix(f, "Error trying to connect to") { // every second, for every node that is down; heartbeats tell that once
+	if text := fmt.Sprintf(f, v...); strings.HasPrefix(text, "Error trying to connect to") { // every second, for every node that is down; heartbeats tell that once
 		l.log.Debug(natsSays, "text", fmt.Sprintf(f, v...))
 		return
 	}

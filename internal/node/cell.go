@@ -46,6 +46,8 @@ type cell struct {
 	drain   func() // this node leaves, without waiting for it
 	leaving func() bool
 
+	handing sync.Mutex // held while leadership is handed over
+
 	mu    sync.Mutex // guards known
 	known map[petrel.NodeID]knownNode
 	bg    sync.WaitGroup

@@ -2,11 +2,14 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +120,102 @@ func TestCellGrows(t *testing.T) {
 	// It comes back by itself, on another port: its folder knows the others.
 	n1 = startNode(t, first)
 	do(t, n1, app.ID, chat.CreateRoom{ID: "with-n1", Kind: event.RoomOpen})
+}
+
+// TestCellRefusals: what would lose the majority, or two nodes of one name, is refused with a reason; a removed node stops
+// by itself, and a wiped one takes the place that it had.
+func TestCellRefusals(t *testing.T) {
+	t.Parallel()
+	first := cellConfig(t, "n1")
+	n1 := startNode(t, first)
+	addr := n1.cell.port.Addr()
+	refused := func(what string, err error, want petrel.Code) {
+		t.Helper()
+		if petrel.CodeOf(err) != want {
+			t.Errorf("%s: %v, want %s", what, err, want)
+		}
+	}
+	refused("remove the only node", n1.RemoveNode(t.Context(), "n1", false), petrel.CodeConflict)
+	refused("transfer to nobody", n1.TransferLeadership(t.Context(), "n9"), petrel.CodeNotFound)
+
+	second := joining(cellConfig(t, "n2"), first, addr)
+	n2 := startNode(t, second)
+	until(t, "two voters", func() bool { return voters(t, n1) == 2 })
+	twin := joining(cellConfig(t, "n2"), first, addr)
+	ctx, cancel := context.WithCancel(t.Context())
+	said := make(chan string, 16)
+	go func() {
+		n, err := Open(ctx, Options{Config: twin, Logger: slog.New(slog.NewTextHandler(chanWriter(said), nil))})
+		if err == nil {
+			t.Error("two nodes have one name")
+			_ = n.Stop()
+		}
+		close(said)
+	}()
+	for line := range said {
+		if strings.Contains(line, "A node named n2 is in the cell already") {
+			cancel()
+		}
+	}
+	cancel()
+	third := joining(cellConfig(t, "n3"), first, addr)
+	n3 := startNode(t, third)
+	until(t, "three voters", func() bool { return voters(t, n1) == 3 })
+
+	// n3's disk is lost: what comes back under its name is a new member in its place.
+	was := n3.self.Member
+	if err := errors.Join(n3.Stop(), os.RemoveAll(third.Data)); err != nil {
+		t.Fatal(err)
+	}
+	n3 = startNode(t, third)
+	until(t, "three voters again", func() bool {
+		info, err := n1.Cell(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Voters == 3 && len(info.Nodes) == 3 && !slices.ContainsFunc(info.Nodes, func(i NodeInfo) bool { return i.Member == was || !i.Alive })
+	})
+
+	// Two of three are needed: with n2 down, n3 may not go.
+	if err := n2.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "n1 hears that n2 is gone", func() bool { return !n1.cell.alive(n2.self.Member) })
+	refused("remove one of two that are left", n1.RemoveNode(t.Context(), "n3", false), petrel.CodeConflict)
+	refused("replace by one that is down", n1.ReplaceNode(t.Context(), "n3", "n2"), petrel.CodeConflict)
+	n2 = startNode(t, second)
+	until(t, "n1 hears of n2", func() bool { return n1.cell.alive(n2.self.Member) })
+
+	// Whichever leads, any node removes any other; the removed one stops and says why.
+	if err := n2.RemoveNode(t.Context(), "n3", false); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-n3.Failed():
+		if err := n3.Err(); !strings.Contains(err.Error(), "was removed from its cell") {
+			t.Errorf("the removed node says: %v", err)
+		}
+	case <-t.Context().Done():
+	}
+	if err := n3.Stop(); err != nil {
+		t.Error(err)
+	}
+	third.Join = ""
+	if n, err := Open(t.Context(), Options{Config: third}); err == nil {
+		_ = n.Stop()
+		t.Error("a removed node starts as if nothing were")
+	}
+}
+
+// chanWriter hands on what is written, as long as there is room.
+type chanWriter chan string
+
+func (w chanWriter) Write(b []byte) (int, error) {
+	select {
+	case w <- string(b):
+	default:
+	}
+	return len(b), nil
 }
 
 func do(t *testing.T, n *Node, app petrel.AppID, c command.Command) command.Result {

@@ -30,6 +30,7 @@ const (
 	opJoin     cellOp = "join"     // take Member in, without a vote at first
 	opRemove   cellOp = "remove"   // forget Member
 	opTransfer cellOp = "transfer" // hand leadership to Member, "" for any voter
+	opMember   cellOp = "member"   // is Member one? not_found if it was removed
 	opDrain    cellOp = "drain"    // the node asked leaves: its connections move, its leadership too
 )
 
@@ -157,6 +158,10 @@ func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
 		err = c.takeIn(ctx, *log, st, q)
 	case opRemove:
 		err = c.remove(ctx, *log, st, q)
+	case opMember:
+		if !isMember(st.Members, q.Member) {
+			err = petrel.Errorf(petrel.CodeNotFound, "%s is not a member of the cell.", q.Member)
+		}
 	case opTransfer:
 		err = c.transfer(ctx, *log, st, q.Member)
 	default:

@@ -343,6 +343,10 @@ func (c *cell) handOver(ctx context.Context) {
 	if log == nil {
 		return
 	}
+	if !c.handing.TryLock() {
+		return // somebody is at it
+	}
+	defer c.handing.Unlock()
 	st := (*log).Status()
 	others := slices.ContainsFunc(st.Members, func(m raftlog.Member) bool { return m.Voter && m.ID != c.self.Member })
 	if !st.IsLeader || !others {
@@ -350,7 +354,7 @@ func (c *cell) handOver(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := (*log).TransferLeadership(ctx, ""); err != nil {
+	if err := (*log).TransferLeadership(ctx, ""); err != nil && (*log).Status().IsLeader {
 		c.logger.Warn("leadership could not be handed over: writes wait for an election", "error", err)
 	}
 }

@@ -134,6 +134,7 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 	}
 	n.cell.admin, n.cell.drain, n.cell.leaving = n.AdminAddr(), n.leave, n.health.draining.Load
 	n.watch = newWatch(n.cell, n.reg)
+	n.watch.fail = n.fail
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 const (
 	contactEvery = 100 * time.Millisecond // looks at the contact with the leader
 	membersEvery = 2 * time.Second        // looks at every member
+	memberEvery  = 3 * time.Second        // asks, while out of touch, whether this node is still a member
 	probeEvery   = time.Second            // follows one entry to every follower
 	probeWait    = 5 * time.Second        // for the next entry to come
 	// staleAfter is how long a node is out of touch before it says that what it shows may be old. An election takes less.
@@ -31,6 +33,7 @@ type watch struct {
 	applied func(ctx context.Context, index uint64) error // waits until an entry is applied here
 	index   func() uint64
 	leaving func() bool
+	fail    func(error)
 	apart   atomic.Int64 // nanoseconds out of touch with the leader, 0 below staleAfter
 
 	follow  *prometheus.HistogramVec
@@ -74,6 +77,7 @@ func (w *watch) start() {
 	c := w.cell
 	c.bg.Go(func() { every(c.ctx, contactEvery, w.look) })
 	c.bg.Go(func() { every(c.ctx, membersEvery, w.count) })
+	c.bg.Go(func() { every(c.ctx, memberEvery, w.still) })
 	c.bg.Go(func() { every(c.ctx, probeEvery, w.probe) })
 }
 
@@ -100,6 +104,24 @@ func (w *watch) look(ctx context.Context) {
 	w.apart.Store(int64(apart))
 	if w.leaving() {
 		w.cell.handOver(ctx)
+	}
+}
+
+// still asks the leader, wherever it is, whether this node is a member: one that was removed is told nothing by the log,
+// and would serve what it last knew for ever.
+func (w *watch) still(ctx context.Context) {
+	if w.stale() == 0 {
+		return
+	}
+	for _, k := range w.cell.knownNodes() {
+		_, err := w.cell.askAround(ctx, k.Peer, cellRequest{Op: opMember, Member: w.cell.self.Member})
+		if petrel.CodeOf(err) == petrel.CodeNotFound {
+			w.fail(fmt.Errorf("this node (%s) was removed from its cell: it stops. To have it taken in again, start it with --join, or begin with an empty folder", w.cell.self.Member))
+			return
+		}
+		if err == nil {
+			return
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -155,11 +156,27 @@ type patientRaft struct {
 	l *raftLog
 }
 
-// AddVoter implements autopilot.Raft.
-func (r patientRaft) AddVoter(id raft.ServerID, addr raft.ServerAddress, prev uint64, _ time.Duration) raft.IndexFuture {
+// AddVoter implements autopilot.Raft. What autopilot saw may be old: a member that was removed since would come back as
+// a voter. So only one that is a non-voter now gets a vote, and only in the configuration looked at.
+func (r patientRaft) AddVoter(id raft.ServerID, addr raft.ServerAddress, _ uint64, _ time.Duration) raft.IndexFuture {
+	conf := r.GetConfiguration()
+	if err := conf.Error(); err != nil {
+		return failedFuture{err: err}
+	}
+	if !slices.Contains(conf.Configuration().Servers, raft.Server{Suffrage: raft.Nonvoter, ID: id, Address: addr}) {
+		return failedFuture{err: errNotNonvoter}
+	}
 	r.l.log.Info("a member has caught up and gets a vote", "member", string(id))
-	return boundFuture{r.Raft.AddVoter(id, addr, prev, r.l.o.EnqueueTimeout), r.l}
+	return boundFuture{r.Raft.AddVoter(id, addr, conf.Index(), r.l.o.EnqueueTimeout), r.l}
 }
+
+var errNotNonvoter = errors.New("it is not a member without a vote any more")
+
+// failedFuture is answered already.
+type failedFuture struct{ err error }
+
+func (f failedFuture) Error() error  { return f.err }
+func (f failedFuture) Index() uint64 { return 0 }
 
 type boundFuture struct {
 	raft.IndexFuture
