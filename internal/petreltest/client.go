@@ -309,7 +309,7 @@ func (s *Socket) Subscribe(ctx context.Context, room string, after uint64, epoch
 // mayRetry lists the refusals that a client is told to come back from.
 func mayRetry(code string) bool {
 	switch code {
-	case "busy", "no_leader", "unknown_outcome", "draining", "overloaded", "timeout", "disk_full", "read_budget":
+	case "down", "busy", "no_leader", "unknown_outcome", "draining", "overloaded", "timeout", "disk_full", "read_budget":
 		return true
 	}
 	return false

@@ -157,8 +157,3 @@ func TestDataFolderInUse(t *testing.T) {
 		t.Errorf("the second process ended with %v and said %q", err, out)
 	}
 }
-
-func lastLine(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return lines[len(lines)-1]
-}

@@ -67,13 +67,14 @@ type Link struct {
 // LinkCount says what became of one direction's packets.
 type LinkCount struct{ Passed, Lost, Doubled int }
 
-// Host is one machine of a Net.
+// Host is one machine of a Net, with file systems of its own.
 type Host struct {
 	Addr string // its address on the Net
 
 	net   *Net
 	index int
-	space int // descriptor of its namespace
+	space int // descriptor of its network namespace
+	tid   int // of its thread
 	tun   *os.File
 	http  *http.Client // of Client; guarded by Net.mu
 	work  chan func()  // run on a thread that lives in the namespace
@@ -222,10 +223,14 @@ func (nw *Net) newHost(i int) (*Host, error) {
 
 // setUp moves the thread into a new namespace and gives that a loopback and a TUN device.
 func (h *Host) setUp() (err error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	h.tid = unix.Gettid()
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a namespace: %w", err)
 	}
-	if h.space, err = unix.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("keep what is mounted here to itself: %w", err)
+	}
+	if h.space, err = unix.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", h.tid), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return err
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -392,17 +397,31 @@ func (h *Host) Client() *http.Client {
 	return h.http
 }
 
+// Mount puts an empty file system of so many bytes, in memory, on a folder, which only the host's processes see.
+func (h *Host) Mount(dir string, size int64) (err error) {
+	h.do(func() { err = unix.Mount("petrel", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)) })
+	return err
+}
+
+// Path is where the test process finds what the host has at path.
+func (h *Host) Path(path string) string { return fmt.Sprintf("/proc/self/task/%d/root%s", h.tid, path) }
+
+// do runs fn on the host's own thread.
+func (h *Host) do(fn func()) {
+	done := make(chan struct{})
+	h.work <- func() {
+		defer close(done)
+		fn()
+	}
+	<-done
+}
+
 // Start starts a process in the host. It is killed when the test process ends, however that happens.
 func (h *Host) Start(cmd *exec.Cmd) (err error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // of the thread that starts it, which is the host's own
-	done := make(chan struct{})
-	h.work <- func() {
-		err = cmd.Start()
-		close(done)
-	}
-	<-done
+	h.do(func() { err = cmd.Start() })
 	return err
 }

@@ -38,19 +38,27 @@ const (
 	AppSecret = "testsecret-testsecret-testsecret-32"
 )
 
-// binary builds petrel once per test process and returns its path.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "petrel-test-")
+// binary builds petrel once per test process and returns its path; faulty is one whose clock can be set wrong.
+var (
+	binary = sync.OnceValues(func() (string, error) { return build("") })
+	faulty = sync.OnceValues(func() (string, error) { return build("faults") })
+)
+
+// binaries is the folder of both.
+var binaries = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "petrel-test-") })
+
+func build(tags string) (string, error) {
+	dir, err := binaries()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "petrel")
-	cmd := exec.Command("go", "build", buildFlags, "-o", path, "github.com/petrel-chat/petrel/cmd/petrel")
+	path := filepath.Join(dir, "petrel"+tags)
+	cmd := exec.Command("go", "build", buildFlags, "-tags", tags, "-o", path, "github.com/petrel-chat/petrel/cmd/petrel")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build petrel: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // Binary returns the path of a petrel built from this tree.
 func Binary(tb testing.TB) string {
@@ -64,8 +72,8 @@ func Binary(tb testing.TB) string {
 
 // RemoveBinary deletes what Binary built; TestMain calls it last.
 func RemoveBinary() {
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if dir, err := binaries(); err == nil {
+		_ = os.RemoveAll(dir)
 	}
 }
 
@@ -101,6 +109,7 @@ type Options struct {
 	Wrap []string // a command in front of petrel: strace, unshare. Its process group is signalled as a whole
 	Env  []string // more variables of its environment
 	Host *Host    // the machine that it runs on, with public port 8080 and admin port 8081; nil: this one
+	Path string   // of petrel; default: the one that Binary builds
 }
 
 // Server is one petrel process and what it wrote.
@@ -121,8 +130,15 @@ type Server struct {
 func Launch(tb testing.TB, o Options) *Server {
 	tb.Helper()
 	// What an earlier process wrote about itself must not be taken for this one's.
-	if err := os.WriteFile(filepath.Join(o.Dir, "lock"), nil, 0o600); err != nil {
+	dir := o.Dir
+	if o.Host != nil {
+		dir = o.Host.Path(dir)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600); err != nil {
 		tb.Fatal(err)
+	}
+	if o.Path == "" {
+		o.Path = Binary(tb)
 	}
 	args := append([]string{}, o.Wrap...)
 	listen, admin, start := "127.0.0.1:0", "127.0.0.1:0", (*exec.Cmd).Start
@@ -131,7 +147,7 @@ func Launch(tb testing.TB, o Options) *Server {
 		listen, admin, start = h.Addr+":8080", h.Addr+":8081", h.Start
 		s.HTTP = h.Client()
 	}
-	args = append(args, Binary(tb), "serve", "--data", o.Dir, "--listen", listen, "--admin", admin, "--log-format", "json")
+	args = append(args, o.Path, "serve", "--data", o.Dir, "--listen", listen, "--admin", admin, "--log-format", "json")
 	args = append(args, o.Args...)
 	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Stdout, s.cmd.Stderr = s.logs, s.logs
@@ -143,6 +159,7 @@ func Launch(tb testing.TB, o Options) *Server {
 	}
 	go func() {
 		s.err = s.cmd.Wait()
+		s.logs.close()
 		close(s.exited)
 	}()
 	tb.Cleanup(func() {
@@ -292,13 +309,38 @@ func cleanEnv() []string {
 }
 
 type logBuffer struct {
-	mu  sync.Mutex // guards buf
-	buf bytes.Buffer
+	mu   sync.Mutex // guards what follows
+	buf  bytes.Buffer
+	file *os.File // that gets a copy; may be nil
+}
+
+// also appends all of it to a file, from now on.
+func (b *logBuffer) also(path string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return // the copy is for people
+	}
+	b.file = f
+	_, _ = f.Write(b.buf.Bytes())
+}
+
+func (b *logBuffer) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.file != nil {
+		_ = b.file.Close()
+		b.file = nil
+	}
 }
 
 func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.file != nil {
+		_, _ = b.file.Write(p)
+	}
 	return b.buf.Write(p)
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -421,6 +422,8 @@ func (op *Op) settle(position string, err error) {
 		op.Outcome, op.Why = Refused, p.Code
 	case errors.As(err, &p):
 		op.Outcome, op.Why = Unknown, p.Code
+	case errors.Is(err, syscall.ECONNREFUSED):
+		op.Outcome, op.Why = Refused, "down" // nobody was asked
 	default:
 		op.Outcome, op.Why = Unknown, err.Error()
 	}
