@@ -91,6 +91,9 @@ type Options struct {
 	Attempts int
 	// MaxWait bounds every command, whatever its context allows. Default 10 s.
 	MaxWait time.Duration
+	// Jitter returns a part of a pause by chance, so that those who failed together do not come back together. Default
+	// rand.N; simulations hand in their own.
+	Jitter func(time.Duration) time.Duration
 	// Now is the clock that stamps entries. Default time.Now.
 	Now func() time.Time
 	// Logger; nil logs nothing.
@@ -136,6 +139,9 @@ func New(o Options) *Desk {
 	}
 	if o.MaxWait <= 0 {
 		o.MaxWait = 10 * time.Second
+	}
+	if o.Jitter == nil {
+		o.Jitter = rand.N[time.Duration] //nolint:gosec // not a secret
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -204,13 +210,13 @@ func (d *Desk) do(ctx context.Context, actor petrel.Actor, meta Meta, cmd Comman
 		case err == nil:
 			d.metrics.conflicts.Inc()
 			// The second time, somebody else keeps deciding on the same row: step out of their way.
-			if conflicts++; conflicts > 1 && !sleep(ctx, rand.N(min(firstPause<<conflicts, maxPause))) { //nolint:gosec // jitter
+			if conflicts++; conflicts > 1 && !sleep(ctx, d.opt.Jitter(min(firstPause<<conflicts, maxPause))) {
 				return Result{}, petrel.Errorf(petrel.CodeTimeout, "The deadline passed while what the command rests on kept changing; nothing was written.").After(retrySoon)
 			}
 		case errors.Is(err, petrel.ErrStopped):
 			return Result{}, err
 		case errors.Is(err, petrel.ErrNotAppended):
-			if !sleep(ctx, pause/2+rand.N(pause)) { //nolint:gosec // jitter
+			if !sleep(ctx, pause/2+d.opt.Jitter(pause)) {
 				return Result{}, petrel.Errorf(petrel.CodeNoLeader,
 					"No leader could be reached in time; nothing was written. Try again with the same id.").After(retrySoon).Because(err)
 			}
@@ -344,7 +350,7 @@ func (d *Desk) passBarrier(ctx context.Context) error {
 		if err == nil || errors.Is(err, petrel.ErrStopped) {
 			return err
 		}
-		if !sleep(ctx, pause/2+rand.N(pause)) { //nolint:gosec // jitter
+		if !sleep(ctx, pause/2+d.opt.Jitter(pause)) {
 			return err
 		}
 	}
