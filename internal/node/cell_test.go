@@ -13,10 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 // cellConfig is a node's on ports that the kernel chooses.
@@ -35,11 +37,16 @@ func joining(cfg, first Config, addr string) Config {
 
 func startNode(t *testing.T, cfg Config) *Node {
 	t.Helper()
+	return startFaulty(t, cfg, nil)
+}
+
+func startFaulty(t *testing.T, cfg Config, faults *Faults) *Node {
+	t.Helper()
 	var logs io.Writer = io.Discard
 	if os.Getenv("PETREL_TEST_LOG") != "" {
 		logs = os.Stderr
 	}
-	n, err := Open(t.Context(), Options{Config: cfg, Logger: slog.New(slog.NewTextHandler(logs, nil)).With("on", cfg.Name)})
+	n, err := Open(t.Context(), Options{Config: cfg, Faults: faults, Logger: slog.New(slog.NewTextHandler(logs, nil)).With("on", cfg.Name)})
 	if err != nil {
 		t.Fatalf("%s: %v", cfg.Name, err)
 	}
@@ -204,6 +211,62 @@ func TestCellRefusals(t *testing.T) {
 	if n, err := Open(t.Context(), Options{Config: third}); err == nil {
 		_ = n.Stop()
 		t.Error("a removed node starts as if nothing were")
+	}
+}
+
+// TestCellFencesWhoDiffers: a replica whose folds come to something else is found within seconds, turns everybody away, and is
+// rebuilt by the others as a new member.
+func TestCellFencesWhoDiffers(t *testing.T) {
+	t.Parallel()
+	first := cellConfig(t, "n1")
+	n1 := startNode(t, first)
+	addr := n1.cell.port.Addr()
+	n2 := startNode(t, joining(cellConfig(t, "n2"), first, addr))
+	third := joining(cellConfig(t, "n3"), first, addr)
+	n3 := startFaulty(t, third, &Faults{Domains: func(domains []apply.Domain) []apply.Domain {
+		for i := range domains {
+			fold := domains[i].Fold
+			domains[i].Fold = func(tx *projection.Tx, s event.Stamp, ev event.Event) (uint64, error) {
+				if c, ok := ev.(event.RoomCreated); ok && c.Name == "where clocks are read" {
+					c.Name = "an hour later"
+					ev = c
+				}
+				return fold(tx, s, ev)
+			}
+		}
+		return domains
+	}})
+	until(t, "three voters", func() bool { return voters(t, n1) == 3 })
+	app, err := n1.CreateApp(t.Context(), NewApp{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "n2 knows the app", func() bool { _, err := n2.App(t.Context(), app.ID); return err == nil })
+	do(t, n2, app.ID, chat.CreateRoom{ID: "r", Kind: event.RoomOpen, Name: "where clocks are read"})
+	select {
+	case <-n3.Failed():
+	case <-t.Context().Done():
+	}
+	if err := n3.Err(); !errors.Is(err, ErrRebuild) || !strings.Contains(err.Error(), "differs") {
+		t.Errorf("the node that differs fails with: %v", err)
+	}
+	was := n3.self.Member
+	if err := n3.Stop(); err != nil {
+		t.Error(err)
+	}
+	n3 = startNode(t, third)
+	if n3.self.Member == was {
+		t.Error("it comes back as the member that it was")
+	}
+	until(t, "three voters again", func() bool { return voters(t, n1) == 3 })
+	res := do(t, n1, app.ID, chat.CreateRoom{ID: "s", Kind: event.RoomOpen})
+	for _, n := range []*Node{n1, n2, n3} {
+		if err := n.shard.loop.WaitApplied(t.Context(), res.Position.Index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := n1.shard.store.Applied(), n3.shard.store.Applied(); a.Digest != b.Digest {
+		t.Errorf("the rebuilt replica differs: %+v %+v", a, b)
 	}
 }
 

@@ -15,11 +15,12 @@ type health struct {
 
 	ready    atomic.Bool // a Barrier has passed since the start, and the public listener is served
 	draining atomic.Bool
-	degraded func() string // why writes do not work although the node runs; "" while they do
+	fencer   atomic.Pointer[fencer] // nil without a cell
+	degraded func() string          // why writes do not work although the node runs; "" while they do
 }
 
 type healthAnswer struct {
-	Status string `json:"status"` // ok, degraded, starting, draining, failed
+	Status string `json:"status"` // ok, degraded, starting, draining, fenced, failed
 	Detail string `json:"detail,omitempty"`
 }
 
@@ -42,6 +43,11 @@ func (h *health) err() error {
 func (h *health) answer() healthAnswer {
 	if err := h.err(); err != nil {
 		return healthAnswer{"failed", err.Error()}
+	}
+	if f := h.fencer.Load(); f != nil {
+		if why := f.why(); why != "" {
+			return healthAnswer{"fenced", why}
+		}
 	}
 	if h.draining.Load() {
 		return healthAnswer{"draining", "the node is leaving; connections are told to move"}

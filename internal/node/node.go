@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/petrel-chat/petrel/internal/api"
+	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/identity"
@@ -61,11 +62,15 @@ type Node struct {
 	health *health
 	lock   *folderLock
 	self   membership
-	cell   *cell  // nil without --peer
-	watch  *watch // nil without a cell
-	shard  *shard
-	hub    *hub.Hub
-	desk   *command.Desk
+	cell   *cell // nil without --peer
+	loop   *apply.Loop
+	// What follows is nil without a cell.
+	watch     *watch
+	agreement *agreement
+	fencer    *fencer
+	shard     *shard
+	hub       *hub.Hub
+	desk      *command.Desk
 
 	directory *identity.Directory
 
@@ -123,6 +128,11 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 
 // openSelf finds out which member of which cell this folder is, and opens the port between nodes.
 func (n *Node) openSelf(ctx context.Context) (err error) {
+	if n.cfg.Peer != "" && !n.opt.Offline {
+		if err := rebuildIfDue(n.cfg.Data, n.cfg.Name, time.Now(), n.logger); err != nil {
+			return err
+		}
+	}
 	if n.self, err = loadMembership(n.cfg.Data, n.cfg.Name, n.cfg.Join != ""); err != nil {
 		return err
 	}
@@ -134,7 +144,13 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 	}
 	n.cell.admin, n.cell.drain, n.cell.leaving = n.AdminAddr(), n.leave, n.health.draining.Load
 	n.watch = newWatch(n.cell, n.reg)
-	n.watch.fail = n.fail
+	n.fencer = n.newFencer()
+	n.health.fencer.Store(n.fencer)
+	n.watch.fail = func(err error) {
+		if n.fencer.why() == "" { // a fenced replica asked to be removed
+			n.fail(err)
+		}
+	}
 	return nil
 }
 
@@ -161,6 +177,9 @@ func listen(ctx context.Context, name, addr string) (net.Listener, error) {
 
 // Start makes the first app and the demo when they are wanted, and opens the public listener.
 func (n *Node) Start(ctx context.Context) error {
+	if n.fencer != nil && n.fencer.why() != "" {
+		return nil // fenced in a former life: it lets nobody in, and fails with ErrRebuild once the cell lets it go
+	}
 	app, made, err := App{}, false, error(nil)
 	if n.self.Origin == founded { // else the cell has its apps
 		if app, made, err = n.firstApp(ctx); err != nil {
@@ -249,6 +268,10 @@ func (n *Node) Stop() error {
 			n.public.stop()
 		}
 		if n.cell != nil {
+			n.fencer.close()
+			if n.agreement != nil {
+				n.agreement.close()
+			}
 			n.cell.stopServing()
 		}
 		if n.shard != nil {

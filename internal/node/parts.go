@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 
@@ -12,7 +11,6 @@ import (
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
-	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
 // modules and domains are what the one shard of this installation holds. Their order is that of the schema.
@@ -33,10 +31,10 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{Now: n.opt.Faults.now(), OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
 		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.opt.Faults.domains(n.domains()),
-		publish: n.publish, onFatal: n.fail, logger: n.logger, registerer: n.reg,
+		publish: n.publish, onFatal: n.broken, logger: n.logger, registerer: n.reg,
 	})
 	if err != nil {
-		return err
+		return n.openError(err)
 	}
 	if err := n.directory.Load(ctx, n.shard.store); err != nil {
 		return err
@@ -60,68 +58,8 @@ func (n *Node) closeShard() error {
 	return n.shard.close()
 }
 
-// network is nil, not a nil cell's, without other nodes.
-func (n *Node) network() raftlog.Network {
-	if n.cell == nil {
-		return nil
-	}
-	return n.cell.network()
-}
-
-// opened is called with the fold, before the log feeds it.
-func (n *Node) opened(loop *apply.Loop) {
-	if n.watch != nil {
-		n.watch.applied, n.watch.index, n.watch.leaving = loop.WaitApplied, func() uint64 { return loop.Applied().Index }, n.health.draining.Load
-	}
-}
-
-// onBus plugs in what answers other nodes, before the bus is started.
-func (n *Node) onBus() {
-	b := n.cell.bus.Load()
-	b.Serve(kindReport, func(context.Context, petrel.NodeID, []byte) ([]byte, error) { return json.Marshal(n.report()) })
-	b.Serve(kindReached, n.watch.serveReached)
-}
-
-// admitted is called when the log is open, before anything of it is waited for.
-func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
-	if n.cell == nil {
-		if others := len(log.Status().Members) - 1; others > 0 {
-			return fmt.Errorf("this folder belongs to a node of a cell with %d other nodes; start it with its --peer", others)
-		}
-		return nil
-	}
-	if err := n.cell.admit(ctx, log); err != nil {
-		return err
-	}
-	if err := n.cell.startBus(); err != nil {
-		return err
-	}
-	n.onBus()
-	if err := n.cell.serve(); err != nil {
-		return err
-	}
-	n.watch.start()
-	return nil
-}
-
-// logOptions are what a cell's log needs beyond a lone node's.
-func (n *Node) logOptions(o *raftlog.Options) {
-	if n.cell == nil {
-		return
-	}
-	n.cell.logOptions(o)
-}
-
 // Desk takes commands: what every edge of the node goes through.
 func (n *Node) Desk() *command.Desk { return n.desk }
-
-// level is what may be written.
-func (n *Node) level() int {
-	if n.cell == nil {
-		return FeatureLevel
-	}
-	return n.cell.level()
-}
 
 // gate refuses what a suspended or unknown app wants, from memory: the same question asked of SQLite was
 // 6 % of a post. Operators and the system act on apps, not within one.
