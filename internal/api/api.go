@@ -67,9 +67,11 @@ type Options struct {
 	// Alone says whether this node is the shard's only voter: then every position that was ever given out is applied here, and
 	// one that is further ahead than the commands under way could reach is refused at once. Default: never, so that
 	// a node that lags behind others waits.
-	Alone     func() bool
-	Version   string         // of this build, in the description of the API; default "dev"
-	Heartbeat conn.Heartbeat // of native connections; default 25 s, 10 s, epoch 1
+	Alone func() bool
+	// Successors are the addresses of other nodes to which clients had better go when this one leaves, the best first. Default: none.
+	Successors func() []string
+	Version    string         // of this build, in the description of the API; default "dev"
+	Heartbeat  conn.Heartbeat // of native connections; default 25 s, 10 s, epoch 1
 
 	ReplayLimit      uint64        // events a subscription may be behind; default 100,000
 	MaxInFlight      int           // commands under way, refused at 95 %; default 8,192
@@ -92,6 +94,9 @@ func (o *Options) defaults() {
 	}
 	if o.Alone == nil {
 		o.Alone = func() bool { return false }
+	}
+	if o.Successors == nil {
+		o.Successors = func() []string { return nil }
 	}
 	if o.Heartbeat == (conn.Heartbeat{}) {
 		o.Heartbeat = conn.Heartbeat{Interval: 25 * time.Second, Grace: 10 * time.Second, Epoch: 1}

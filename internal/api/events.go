@@ -180,7 +180,11 @@ func (st *stream) OnMessage(*conn.Conn, []byte) {}
 
 // OnDrain implements conn.Drainer.
 func (st *stream) OnDrain(*conn.Conn) {
-	st.tell("reconnect", map[string]any{"after_ms": 0, "reason": "drain"})
+	order := map[string]any{"after_ms": 0, "reason": "drain"}
+	if to := st.s.opt.Successors(); len(to) > 0 {
+		order["to"] = to
+	}
+	st.tell("reconnect", order)
 }
 
 // OnClose implements conn.Handler.

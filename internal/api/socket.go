@@ -101,7 +101,16 @@ func (c *session) OnMessage(_ *conn.Conn, payload []byte) {
 
 // OnDrain implements conn.Drainer.
 func (c *session) OnDrain(*conn.Conn) {
-	c.send(`{"op":"reconnect","after_ms":0,"reason":"drain"}`)
+	c.send(`{"op":"reconnect","after_ms":0,"reason":"drain"%s}`, c.s.successors())
+}
+
+// successors is the field of a reconnect order that names the nodes to go to, if any are known.
+func (s *server) successors() string {
+	urls := s.opt.Successors()
+	if len(urls) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(`,"to":%s`, toJSON(urls))
 }
 
 // OnClose implements conn.Handler.

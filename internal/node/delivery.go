@@ -20,8 +20,16 @@ func (n *Node) mountAPI(p *publicSide) {
 	p.api = api.Register(api.Options{
 		Gateway: p.gateway, Hub: n.hub, Desk: n.opt.Faults.desk(n.desk), Projection: n.shard.store, Waiting: n.shard.loop,
 		Node: petrel.NodeID(n.cfg.Name), Version: n.opt.Build.Version, ReplayLimit: uint64(n.cfg.ReplayLimit), //nolint:gosec // checked to be positive
-		Alone: n.alone, Logger: n.logger, Registerer: n.reg,
+		Alone: n.alone, Successors: n.successors, Logger: n.logger, Registerer: n.reg,
 	})
+}
+
+// successors are where clients go when this node leaves.
+func (n *Node) successors() []string {
+	if n.cell == nil {
+		return nil
+	}
+	return n.cell.successors()
 }
 
 // alone says whether nobody else votes on the shard, so that what is not applied here was never acknowledged.
