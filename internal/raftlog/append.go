@@ -25,7 +25,10 @@ func (l *raftLog) Append(ctx context.Context, payloads [][]byte) (first uint64, 
 		return 0, err
 	}
 	if r := l.raft(); r.State() == raft.Leader || l.fwd == nil {
-		return l.propose(ctx, payloads, nil)
+		first, err = l.propose(ctx, payloads, nil)
+		if l.fwd == nil || !errors.Is(err, raft.ErrNotLeader) {
+			return first, err
+		}
 	}
 	return l.forwardAppend(ctx, payloads)
 }

@@ -187,19 +187,24 @@ func TestContextEndsOnTheWay(t *testing.T) {
 // trio starts three voters; tune may change member i's options.
 func trio(t *testing.T, tune func(i int, o *raftlog.Options)) ([]raftlog.Log, []*raftlogtest.Recorder) {
 	t.Helper()
-	mesh := raftlogtest.NewMesh()
+	return trioOn(t, raftlogtest.NewMesh(), nil, tune)
+}
+
+// trioOn is trio on a mesh over networks that below makes; nil: plain TCP.
+func trioOn(t *testing.T, mesh *raftlogtest.Mesh, below func(petrel.NodeID) (raftlog.Network, error), tune func(i int, o *raftlog.Options)) ([]raftlog.Log, []*raftlogtest.Recorder) {
+	t.Helper()
 	var logs []raftlog.Log
 	var apps []*raftlogtest.Recorder
 	for i := range 3 {
 		name := fmt.Sprintf("n%d", i+1)
-		net, err := mesh.Join(name)
+		net, err := joinOver(mesh, petrel.NodeID(name), below)
 		if err != nil {
 			t.Fatal(err)
 		}
 		app := raftlogtest.NewRecorder()
 		o := raftlog.Options{
 			Dir: t.TempDir(), Node: petrel.NodeID(name), Applier: app, Bootstrap: i == 0, Network: net,
-			MinFree: 1, SegmentSize: 64 << 10, Heartbeat: 500 * time.Millisecond,
+			MinFree: 1, SegmentSize: 64 << 10,
 		}
 		tune(i, &o)
 		l, err := raftlog.Open(t.Context(), o)

@@ -149,38 +149,28 @@ func (p promoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopi
 	return autopilot.RaftChanges{Promotions: []raft.ServerID{first.Server.ID}}
 }
 
-// patientRaft is the engine as autopilot sees it. raft's futures may stay unanswered when it shuts down;
-// these do not.
+// patientRaft is the engine as autopilot sees it: it gives a vote only to one that is a non-voter now. What
+// autopilot saw may be old; a member that was removed since would come back as a voter that nobody is.
 type patientRaft struct {
 	*raft.Raft
 	l *raftLog
 }
 
-// AddVoter implements autopilot.Raft. What autopilot saw may be old: a member that was removed since would come back as
-// a voter. So only one that is a non-voter now gets a vote, and only in the configuration looked at.
+// AddVoter implements autopilot.Raft.
 func (r patientRaft) AddVoter(id raft.ServerID, addr raft.ServerAddress, _ uint64, _ time.Duration) raft.IndexFuture {
-	conf := r.GetConfiguration()
-	if err := conf.Error(); err != nil {
-		return failedFuture{err: err}
-	}
-	if !slices.Contains(conf.Configuration().Servers, raft.Server{Suffrage: raft.Nonvoter, ID: id, Address: addr}) {
-		return failedFuture{err: errNotNonvoter}
-	}
-	r.l.log.Info("a member has caught up and gets a vote", "member", string(id))
-	return boundFuture{r.Raft.AddVoter(id, addr, conf.Index(), r.l.o.EnqueueTimeout), r.l}
+	return answered{r.l.change(r.l.ctx, "give a vote", func(e *raft.Raft) raft.Future {
+		if !slices.Contains(members(e), Member{ID: petrel.NodeID(id), Addr: string(addr)}) {
+			return answered{errNotNonvoter}
+		}
+		r.l.log.Info("a member has caught up and gets a vote", "member", string(id))
+		return e.AddVoter(id, addr, 0, r.l.o.EnqueueTimeout)
+	})}
 }
 
 var errNotNonvoter = errors.New("it is not a member without a vote any more")
 
-// failedFuture is answered already.
-type failedFuture struct{ err error }
+// answered is a future that has its answer.
+type answered struct{ err error }
 
-func (f failedFuture) Error() error  { return f.err }
-func (f failedFuture) Index() uint64 { return 0 }
-
-type boundFuture struct {
-	raft.IndexFuture
-	l *raftLog
-}
-
-func (f boundFuture) Error() error { return f.l.await(f.l.ctx, f.IndexFuture) }
+func (f answered) Error() error  { return f.err }
+func (f answered) Index() uint64 { return 0 }

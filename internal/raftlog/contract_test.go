@@ -93,7 +93,7 @@ func (s *diskSystem) Open(i int, app raftlog.Applier, onFatal func(error)) (raft
 		MinFree: 1 << 20, SegmentSize: 64 << 10, TrailingLogs: 4, Heartbeat: 500 * time.Millisecond, Logger: s.log, OnFatal: onFatal,
 	}
 	if s.n > 1 {
-		net, err := s.join(s.Name(i))
+		net, err := joinOver(s.mesh, s.Name(i), s.below)
 		if err != nil {
 			return nil, err
 		}
@@ -102,13 +102,14 @@ func (s *diskSystem) Open(i int, app raftlog.Applier, onFatal func(error)) (raft
 	return raftlog.Open(context.Background(), o)
 }
 
-func (s *diskSystem) join(name petrel.NodeID) (raftlog.Network, error) {
-	if s.below == nil {
-		return s.mesh.Join(string(name))
+// joinOver joins a mesh over a network that below makes; nil: plain TCP.
+func joinOver(mesh *raftlogtest.Mesh, name petrel.NodeID, below func(petrel.NodeID) (raftlog.Network, error)) (raftlog.Network, error) {
+	if below == nil {
+		return mesh.Join(string(name))
 	}
-	n, err := s.below(name)
+	n, err := below(name)
 	if err != nil {
 		return nil, err
 	}
-	return s.mesh.JoinOver(string(name), n), nil
+	return mesh.JoinOver(string(name), n), nil
 }

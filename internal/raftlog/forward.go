@@ -198,7 +198,8 @@ func (f *forwarder) exchange(ctx context.Context, addr string, req []byte) (kind
 	}
 	if !stop() || err != nil {
 		_ = c.Close()
-		return kind, body, true, errors.Join(err, ctx.Err())
+		f.forget(addr)
+		return kind, body, true, errors.Join(err, context.Cause(ctx))
 	}
 	f.keep(addr, c)
 	return kind, body, true, nil
@@ -226,6 +227,17 @@ func (f *forwarder) keep(addr string, c net.Conn) {
 	f.idle[addr] = append(f.idle[addr], c)
 }
 
+// forget closes the idle streams to addr: where one broke the others are no better, and each would cost an
+// append its answer.
+func (f *forwarder) forget(addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.idle[addr] {
+		_ = c.Close()
+	}
+	delete(f.idle, addr)
+}
+
 func (f *forwarder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -246,21 +258,32 @@ func (l *raftLog) limit(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { stop(); cancel() }
 }
 
+var errReignOver = errors.New("the leader has been silent for too long, or another one leads")
+
+// leader returns who leads and a context that ends with that, as this node sees it: what a leader was asked that
+// is dead, stopped or cut off must not be waited for.
+func (l *raftLog) leader(ctx context.Context) (*reign, context.Context, func()) {
+	ctx, done := l.limit(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	rn := l.reign.Load()
+	stop := context.AfterFunc(rn.life, func() { cancel(errReignOver) })
+	return rn, ctx, func() { stop(); cancel(nil); done() }
+}
+
 func (l *raftLog) forwardAppend(ctx context.Context, payloads [][]byte) (uint64, error) {
-	r := l.raft()
-	term := r.CurrentTerm()
-	addr, _ := r.LeaderWithID()
-	if addr == "" {
+	term := l.raft().CurrentTerm()
+	to, ctx, done := l.leader(ctx)
+	defer done()
+	if to.addr == "" {
 		return 0, fmt.Errorf("raftlog: %w: %w", petrel.ErrNotAppended, errNoLeader)
 	}
-	ctx, done := l.limit(ctx)
-	defer done()
 	l.fwd.mu.Lock()
 	l.fwd.number++
 	number := l.fwd.number
 	l.fwd.mu.Unlock()
+	l.m.forwarded.Inc()
 	q := request{kind: kindAppend, term: term, session: l.fwd.session, number: number, payloads: payloads}
-	kind, body, sent, err := l.fwd.exchange(ctx, string(addr), q.encode())
+	kind, body, sent, err := l.fwd.exchange(ctx, to.addr, q.encode())
 	if err != nil && !sent {
 		return 0, fmt.Errorf("raftlog: %w: reach the leader: %w", petrel.ErrNotAppended, err)
 	}
@@ -280,16 +303,15 @@ func (l *raftLog) forwardAppend(ctx context.Context, payloads [][]byte) (uint64,
 
 // forwardBarrier returns the own index that the leader had applied after its barrier.
 func (l *raftLog) forwardBarrier(ctx context.Context) (uint64, error) {
-	addr, _ := l.raft().LeaderWithID()
-	if addr == "" {
+	to, ctx, done := l.leader(ctx)
+	defer done()
+	if to.addr == "" {
 		return 0, l.notNow("barrier", errNoLeader)
 	}
-	ctx, done := l.limit(ctx)
-	defer done()
 	l.fwd.mu.Lock()
 	lost := l.fwd.lost
 	l.fwd.mu.Unlock()
-	kind, body, _, err := l.fwd.exchange(ctx, string(addr), request{kind: kindBarrier, session: l.fwd.session, number: lost}.encode())
+	kind, body, _, err := l.fwd.exchange(ctx, to.addr, request{kind: kindBarrier, session: l.fwd.session, number: lost}.encode())
 	if err == nil {
 		var index uint64
 		if index, err = decodeReply(kind, body); err == nil {

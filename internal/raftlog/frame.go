@@ -34,7 +34,10 @@ const (
 	entryHead    = 4 + 4
 )
 
-var errFrame = errors.New("batch frame")
+var (
+	errFrame = errors.New("batch frame")
+	errNewer = errors.New("newer than this build reads")
+)
 
 func castagnoli(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
@@ -68,7 +71,7 @@ func decodeBatch(data []byte) (batch, error) {
 		return batch{}, fmt.Errorf("%w: its head does not match its checksum", errFrame)
 	}
 	if head[0] != batchVersion {
-		return batch{}, fmt.Errorf("%w: version %d is newer than this build reads (%d)", errFrame, head[0], batchVersion)
+		return batch{}, fmt.Errorf("%w: version %d is %w (%d)", errFrame, head[0], errNewer, batchVersion)
 	}
 	b := batch{term: binary.BigEndian.Uint64(head[1:]), first: binary.BigEndian.Uint64(head[9:])}
 	copy(b.prev[:], head[17:49])

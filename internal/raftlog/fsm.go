@@ -113,7 +113,7 @@ func (f *fsm) take(logs []*raft.Log, out []any) (all []petrel.Record, tail chain
 		}
 		b, err := decodeBatch(l.Data)
 		if err != nil {
-			return nil, f.tail, fmt.Errorf("record %d of the log: %w", l.Index, err)
+			return nil, f.tail, fmt.Errorf("record %d of the log: %w", l.Index, damage(err))
 		}
 		recs, next, err := f.tail.next(b, l.Term)
 		switch {
@@ -122,7 +122,7 @@ func (f *fsm) take(logs []*raft.Log, out []any) (all []petrel.Record, tail chain
 			out[i] = errFenced
 			f.settleLocked(b.term, b.first, fmt.Errorf("raftlog: %w: %w", petrel.ErrNotAppended, errFenced))
 		case err != nil:
-			return nil, f.tail, fmt.Errorf("record %d of the log: %w", l.Index, err)
+			return nil, f.tail, fmt.Errorf("record %d of the log: %w", l.Index, damage(err))
 		default:
 			all, f.tail = append(all, recs...), next
 			f.settleLocked(b.term, b.first, nil)

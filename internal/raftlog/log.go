@@ -79,11 +79,13 @@ type Log interface {
 	// Stats is what this member tells others about itself (Options.MemberStats); it never waits.
 	Stats() MemberStats
 	// AddNonvoter, AddVoter, Remove and TransferLeadership must be called on the leader
-	// (else an error that wraps petrel.ErrNotAppended). addr is what Network.Dial takes.
+	// (else an error that wraps petrel.ErrNotAppended; ErrUnknownOutcome when leadership was lost over it).
+	// addr is what Network.Dial takes.
 	AddNonvoter(ctx context.Context, id petrel.NodeID, addr string) error
 	AddVoter(ctx context.Context, id petrel.NodeID, addr string) error
 	Remove(ctx context.Context, id petrel.NodeID) error
-	// TransferLeadership hands over to a voter; "" is the one most up to date.
+	// TransferLeadership hands over to a voter; "" is the one most up to date. It returns when the other
+	// one leads; appends wait until then.
 	TransferLeadership(ctx context.Context, to petrel.NodeID) error
 	// Close stops the shard on this node. It waits for the fold under way, may be called
 	// twice, and leaves the Applier open.

@@ -3,6 +3,7 @@ package raftlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -34,18 +35,47 @@ func (l *raftLog) Remove(ctx context.Context, id petrel.NodeID) error {
 	})
 }
 
-// TransferLeadership implements Log.
+// TransferLeadership implements Log. It holds the right to propose meanwhile: appends wait for the new leader
+// instead of being refused, and none is under way whose answer could be lost.
 func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) error {
-	return l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
+	if err := l.acquire(ctx); err != nil {
+		return l.notNow("transfer leadership", err)
+	}
+	defer l.release()
+	err := l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
+		if to == "" {
+			return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
+		}
 		for _, m := range members(r) {
-			if m.ID == to {
+			if m.ID == to && m.Voter {
 				return r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(m.Addr))
 			}
 		}
-		return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
+		return answered{fmt.Errorf("%s is not a voter of the group", to)}
 	})
+	if err == nil {
+		l.untilLed(ctx)
+	}
+	return err
 }
 
+// untilLed waits until this node has heard of another leader, for as long as it would wait before an election.
+func (l *raftLog) untilLed(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, l.o.Heartbeat)
+	defer cancel()
+	for rn := l.reign.Load(); rn.id == "" || rn.id == l.o.Node; rn = l.reign.Load() {
+		select {
+		case <-rn.life.Done():
+		case <-ctx.Done():
+			return
+		case <-l.closing:
+			return
+		}
+	}
+}
+
+// change asks the engine for one change of who is in the group or leads it, and no second one before that is
+// decided, so that do may rest on the members that it finds.
 func (l *raftLog) change(ctx context.Context, what string, do func(*raft.Raft) raft.Future) error {
 	if err := l.stopped(); err != nil {
 		return err
@@ -53,10 +83,32 @@ func (l *raftLog) change(ctx context.Context, what string, do func(*raft.Raft) r
 	if l.mux == nil {
 		return l.notNow(what, errNoNetwork)
 	}
-	if err := l.await(ctx, do(l.raft())); err != nil {
-		return l.notNow(what, err)
+	select {
+	case l.changing <- struct{}{}:
+	case <-ctx.Done():
+		return l.notNow(what, ctx.Err())
 	}
-	return nil
+	done := make(chan error, 1)
+	l.wait.start()
+	f := do(l.raft())
+	go func() {
+		defer l.wait.done()
+		err := f.Error()
+		<-l.changing
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown):
+			return fmt.Errorf("raftlog: %s: %w: %w", what, petrel.ErrUnknownOutcome, err)
+		}
+		return l.notNow(what, err)
+	case <-ctx.Done():
+		return fmt.Errorf("raftlog: %s: %w: %w", what, petrel.ErrUnknownOutcome, ctx.Err())
+	}
 }
 
 // members is the latest configuration, committed or not.

@@ -18,6 +18,7 @@ type metrics struct {
 	snapBytes prometheus.Gauge
 	installed prometheus.Counter
 	nudges    prometheus.Counter
+	forwarded prometheus.Counter
 
 	unregister func()
 }
@@ -46,6 +47,7 @@ func newMetrics(reg prometheus.Registerer, status func() Status) *metrics {
 			Help: "Size of the newest snapshot taken or received by this process.",
 		}),
 		installed: count("snapshots_installed_total", "Snapshots that a leader sent to this node."),
+		forwarded: count("forwarded_total", "Appends that were sent to the leader on another node."),
 		nudges:    count("nudges_total", "Empty records appended so that followers hear of a commit at once."),
 	}
 	m.unregister = func() {}
@@ -63,7 +65,13 @@ func newMetrics(reg prometheus.Registerer, status func() Status) *metrics {
 	}
 	all := []prometheus.Collector{
 		m.append, m.commit, m.returned, m.apply, m.records, m.bytes, m.outcomes, m.fenced, m.snapshot, m.snapBytes,
-		m.installed, m.nudges,
+		m.installed, m.nudges, m.forwarded,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "petrel_raftlog_leader_changes_total", Help: "How often this node learned of another leader.",
+		}, func() float64 { return float64(status().Leaders) }),
+		gauge("lag", "Engine positions known to be committed and not applied here yet.", func(s Status) float64 { return float64(s.Lag) }),
+		gauge("last_contact_seconds", "Since the leader was heard of; 0 on the leader.", func(s Status) float64 { return s.LastContact.Seconds() }),
+		gauge("members", "Members of the group.", func(s Status) float64 { return float64(len(s.Members)) }),
 		gauge("free_disk_bytes", "Free disk below the log; -1 unknown.", func(s Status) float64 { return float64(s.FreeDisk) }),
 		gauge("disk_full", "1 while appends are refused for want of room.", func(s Status) float64 { return flag(s.DiskFull) }),
 		gauge("term", "The term this node is in.", func(s Status) float64 { return float64(s.Term) }),

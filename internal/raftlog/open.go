@@ -24,7 +24,7 @@ func Open(ctx context.Context, o Options) (Log, error) {
 	}
 	l := &raftLog{
 		o: o, log: o.Logger.With("node", string(o.Node)), closing: make(chan struct{}), started: make(chan struct{}),
-		slot: make(chan struct{}, 1), nudge: make(chan struct{}, 1), fence: map[uint64]uint64{},
+		slot: make(chan struct{}, 1), nudge: make(chan struct{}, 1), changing: make(chan struct{}, 1), fence: map[uint64]uint64{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	if err := l.open(ctx); err != nil {
@@ -187,12 +187,11 @@ func (l *raftLog) recover(ctx context.Context, dir string) (conf raft.Configurat
 func (l *raftLog) restoreSnapshot(meta *raft.SnapshotMeta) error {
 	path := filepath.Join(l.snaps.dir, meta.ID)
 	_, r, err := l.snaps.Open(meta.ID)
-	if err == nil {
-		err = l.fsm.restore(r, meta.Index)
-		err = errors.Join(err, r.Close())
-	}
 	if err != nil {
 		return refuse(path, "The projection cannot be restored from it", err)
+	}
+	if err := errors.Join(l.fsm.restore(r, meta.Index), r.Close()); err != nil { // it is whole; the Applier does not like it
+		return refusal(path, "The projection cannot be restored from it", err)
 	}
 	return nil
 }
@@ -225,8 +224,10 @@ func (f *fsm) why() error {
 	return f.dead
 }
 
-// refuse is the sentence for whoever finds the log damaged.
-func refuse(path, what string, err error) error {
+// refuse is what to say to whoever finds the log damaged.
+func refuse(path, what string, err error) error { return refusal(path, what, damage(err)) }
+
+func refusal(path, what string, err error) error {
 	if what != "" {
 		err = fmt.Errorf("%s: %w", what, err)
 	}

@@ -48,7 +48,7 @@ type Options struct {
 	// that they need no snapshot. Default 1024.
 	TrailingLogs uint64
 	// Heartbeat is how long a follower waits for its leader before it stands for election, when there is a
-	// Network. Default 750 ms; disks stall 200 ms.
+	// Network. Default 500 ms; disks stall 200 ms.
 	Heartbeat time.Duration
 	// SoleHeartbeat is the same without a Network, where one waits only for oneself: it is the time to
 	// serve after a restart. Default 50 ms.
@@ -91,7 +91,7 @@ func (o *Options) validate() error {
 	setDefault(&o.SegmentSize, 16<<20)
 	setDefault(&o.SnapshotBytes, 256<<20)
 	setDefault(&o.TrailingLogs, 1024)
-	setDefault(&o.Heartbeat, 750*time.Millisecond)
+	setDefault(&o.Heartbeat, 500*time.Millisecond)
 	setDefault(&o.SoleHeartbeat, 50*time.Millisecond)
 	setDefault(&o.EnqueueTimeout, 2*time.Second)
 	if o.Size == nil {

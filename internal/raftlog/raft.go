@@ -37,15 +37,17 @@ type raftLog struct {
 	r       atomic.Pointer[raft.Raft]
 	started chan struct{} // closed once r is set
 
-	slot    chan struct{}     // 1: whoever sends has the right to propose
-	ready   uint64            // term whose barrier this leader has passed; guarded by slot
-	fence   map[uint64]uint64 // per forwarding session: appends up to this number are refused; guarded by slot
-	nudge   chan struct{}     // a batch was committed
-	seq     atomic.Uint64     // of batches proposed here, for nudge
-	leaders atomic.Uint64     // that this node has learned of
-	fwd     *forwarder        // nil without a Network
-	bg      sync.WaitGroup    // our own goroutines
-	wait    waitGroup         // goroutines that wait for raft's futures
+	slot     chan struct{}     // 1: whoever sends has the right to propose
+	ready    uint64            // term whose barrier this leader has passed; guarded by slot
+	fence    map[uint64]uint64 // per forwarding session: appends up to this number are refused; guarded by slot
+	nudge    chan struct{}     // a batch was committed
+	changing chan struct{}     // 1: a change of members or of the leader is under way
+	seq      atomic.Uint64     // of batches proposed here, for nudge
+	reign    atomic.Pointer[reign]
+	leaders  atomic.Uint64  // that this node has learned of
+	fwd      *forwarder     // nil without a Network
+	bg       sync.WaitGroup // our own goroutines
+	wait     waitGroup      // goroutines that wait for raft's futures
 }
 
 var _ Log = (*raftLog)(nil)
@@ -61,6 +63,7 @@ func (l *raftLog) start(conf raft.Configuration) error {
 		return fmt.Errorf("raftlog: start the engine: %w", err)
 	}
 	l.r.Store(r)
+	l.reign.Store(newReign(r))
 	close(l.started)
 	if l.mux != nil {
 		l.mux.start()
@@ -162,24 +165,45 @@ func (l *raftLog) watchLeadership(r *raft.Raft) {
 	}
 }
 
-// watchLeader follows who leads, as this node sees it.
+// reign is one leader as this node sees it; nobody is known while id is "".
+type reign struct {
+	id   petrel.NodeID
+	addr string
+	life context.Context // ends when this node knows another leader, or has lost contact with this one
+	end  context.CancelFunc
+}
+
+func newReign(r *raft.Raft) *reign {
+	addr, id := r.LeaderWithID()
+	rn := &reign{id: petrel.NodeID(id), addr: string(addr)}
+	rn.life, rn.end = context.WithCancel(context.Background())
+	return rn
+}
+
+// watchLeader follows who leads. raft tells of every change, also when it forgets a leader that has been
+// silent for too long.
 func (l *raftLog) watchLeader(r *raft.Raft) {
-	ch := make(chan raft.Observation, 16)
-	o := raft.NewObserver(ch, false, func(o *raft.Observation) bool { _, ok := o.Data.(raft.LeaderObservation); return ok })
+	changed := make(chan raft.Observation, 16) // more are dropped: the latest is what counts
+	o := raft.NewObserver(changed, false, func(o *raft.Observation) bool { _, ok := o.Data.(raft.LeaderObservation); return ok })
 	r.RegisterObserver(o)
 	defer r.DeregisterObserver(o)
-	_, last := r.LeaderWithID()
+	known := l.reign.Load().id
 	for {
+		now, was := newReign(r), l.reign.Load()
+		if now.id != was.id || now.addr != was.addr {
+			l.reign.Store(now)
+			was.end()
+		}
+		if now.id != "" && now.id != known {
+			known = now.id
+			l.leaders.Add(1)
+		}
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.closing:
 			return
-		case <-ch:
-		}
-		if _, now := r.LeaderWithID(); now != "" && now != last {
-			l.leaders.Add(1)
-			last = now
+		case <-changed:
 		}
 	}
 }

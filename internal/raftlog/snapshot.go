@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,6 +28,7 @@ type snapStore struct {
 	o   *Options
 	st  *store
 	m   *metrics
+	bad atomic.Bool // the newest one could not be read: watch takes another
 }
 
 var _ raft.SnapshotStore = (*snapStore)(nil)
@@ -85,8 +87,13 @@ func (s *snapStore) Create(v raft.SnapshotVersion, index, term uint64, conf raft
 
 // Open implements raft.SnapshotStore.
 func (s *snapStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	meta, r, err := s.FileSnapshotStore.Open(id)
+	meta, r, err := s.FileSnapshotStore.Open(id) // checks its sum
 	if err != nil {
+		if err = damage(err); errors.Is(err, ErrDamaged) {
+			s.bad.Store(true)
+			s.o.Logger.Error("the newest snapshot is damaged; another one is taken from the projection while that is whole",
+				"snapshot", filepath.Join(s.dir, id), "error", err)
+		}
 		return nil, nil, err
 	}
 	return meta, indexedReader{r, meta.Index}, nil
@@ -168,12 +175,13 @@ func (l *raftLog) newestSnapshot() uint64 {
 
 // watch takes a snapshot whenever one is due: raft's own triggers count records, which
 // says nothing about bytes. One that is damaged is replaced at once: the log before it is gone, so
-// that only it could bring the projection back. After a failure it waits a minute. It also
-// tells the log for people when the disk fills up and when there is room again.
+// that only it could bring the projection back, or a follower far behind. After a failure it waits a
+// minute. It also tells the log for people when the disk fills up and when there is room again.
 func (l *raftLog) watch() {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	damaged, full := l.proveSnapshot(), false
+	l.proveSnapshot()
+	full := false
 	var notBefore time.Time
 	for {
 		select {
@@ -182,6 +190,7 @@ func (l *raftLog) watch() {
 		case <-tick.C:
 		}
 		full = l.tellDisk(full)
+		damaged := l.snaps.bad.Load()
 		if !damaged && l.st.bytes.Load() <= max(l.o.SnapshotBytes, l.o.Size()/2) || time.Now().Before(notBefore) {
 			continue
 		}
@@ -193,25 +202,21 @@ func (l *raftLog) watch() {
 			l.log.Warn("a snapshot is due but could not be taken; trying again in a minute", "error", err)
 			notBefore = time.Now().Add(time.Minute)
 		}
-		damaged = damaged && l.newestSnapshot() == before
+		if l.newestSnapshot() != before {
+			l.snaps.bad.Store(false)
+		}
 	}
 }
 
-// proveSnapshot reads the newest snapshot and reports whether it is damaged.
-func (l *raftLog) proveSnapshot() (damaged bool) {
+// proveSnapshot reads the newest snapshot, so that damage is found before it is needed.
+func (l *raftLog) proveSnapshot() {
 	metas, err := l.snaps.List()
 	if err != nil || len(metas) == 0 {
-		return false // Open has refused where one is needed
+		return // Open has refused where one is needed
 	}
-	_, r, err := l.snaps.Open(metas[0].ID) // checks its sum
-	if err == nil {
-		err = r.Close()
+	if _, r, err := l.snaps.Open(metas[0].ID); err == nil {
+		_ = r.Close()
 	}
-	if err != nil {
-		l.log.Error("the newest snapshot is damaged; the projection is whole, so another one is taken from it",
-			"snapshot", filepath.Join(l.snaps.dir, metas[0].ID), "error", err)
-	}
-	return err != nil
 }
 
 func (l *raftLog) tellDisk(was bool) (full bool) {

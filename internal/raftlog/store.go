@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -79,6 +80,20 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 	return err
 }
 
+// damage marks an error of reading what was once written, unless it is the environment's: no descriptors left,
+// no permission, a log that is being closed.
+func damage(err error) error {
+	var no syscall.Errno
+	switch {
+	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, types.ErrClosed), errors.Is(err, ErrDamaged), errors.Is(err, errNewer),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.As(err, &no) && no != syscall.EIO && no != syscall.ENOENT:
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
 func (s *store) read(index uint64, l *raft.Log) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // the decoder slices by lengths that it read
@@ -86,7 +101,7 @@ func (s *store) read(index uint64, l *raft.Log) (err error) {
 		}
 	}()
 	if err := s.wal.GetLog(index, l); err != nil {
-		return err
+		return damage(err)
 	}
 	if l.Index != index {
 		return fmt.Errorf("%w: it calls itself record %d", ErrDamaged, l.Index)

@@ -17,22 +17,27 @@ func TestThreeVotersOverTLS(t *testing.T) {
 	if testing.Short() {
 		t.Skip("TestThreeVoters runs the same over a mesh in memory; make test runs this too")
 	}
-	secret := bus.NewCellSecret()
 	raftlogtest.Run(t, func(t *testing.T) raftlogtest.System {
 		s := newDiskSystem(t, 3)
-		s.below = func(name petrel.NodeID) (raftlog.Network, error) {
-			id, err := bus.IdentityFromSecret(secret, name)
-			if err != nil {
-				return nil, err
-			}
-			p, err := bus.ListenPort(context.Background(), bus.PortOptions{Listen: "127.0.0.1:0", Identity: id, Logger: s.log})
-			if err != nil {
-				return nil, err
-			}
-			return portNetwork{p.Group(0), p}, nil
-		}
+		s.below = secretNetwork()
 		return s
 	})
+}
+
+// secretNetwork makes ports of one cell.
+func secretNetwork() func(petrel.NodeID) (raftlog.Network, error) {
+	secret := bus.NewCellSecret()
+	return func(name petrel.NodeID) (raftlog.Network, error) {
+		id, err := bus.IdentityFromSecret(secret, name)
+		if err != nil {
+			return nil, err
+		}
+		p, err := bus.ListenPort(context.Background(), bus.PortOptions{Listen: "127.0.0.1:0", Identity: id})
+		if err != nil {
+			return nil, err
+		}
+		return portNetwork{p.Group(0), p}, nil
+	}
 }
 
 // portNetwork is a group with a port of its own.
