@@ -19,23 +19,28 @@ import (
 // cable is a Relay over a real Bus, as the node package makes one.
 type cable struct {
 	*bus.Bus
-	node petrel.NodeID
+	node   petrel.NodeID
+	refuse atomic.Bool
 }
 
-func (c cable) Node() petrel.NodeID { return c.node }
+func (c *cable) Node() petrel.NodeID { return c.node }
 
-func (cable) Bucket(ch petrel.Channel) Bucket { return Bucket(bus.BucketOf(ch.App, ch.Name)) }
+func (*cable) Bucket(ch petrel.Channel) Bucket { return Bucket(bus.BucketOf(ch.App, ch.Name)) }
 
-func (c cable) Publish(b Bucket, payload []byte) error {
+func (c *cable) Publish(b Bucket, payload []byte) error {
+	if c.refuse.Load() {
+		return bus.ErrBusy
+	}
 	return c.Bus.Publish(bus.Bucket(b), 1, payload)
 }
 
-func (c cable) Listen(b Bucket) (func(), error) { return c.Bus.Listen(bus.Bucket(b)) }
+func (c *cable) Listen(b Bucket) (func(), error) { return c.Bus.Listen(bus.Bucket(b)) }
 
 // cellNode is one node of a cell in memory: a hub and a bus.
 type cellNode struct {
 	*Hub
-	bus *bus.Bus
+	bus   *bus.Bus
+	cable *cable
 }
 
 // stop ends the node as a process that is stopped does; kill as one that dies, unheard.
@@ -76,12 +81,13 @@ func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation u
 		}
 		h.Peers(alive)
 	})
-	h.Join(cable{b, name})
+	relay := &cable{Bus: b, node: name}
+	h.Join(relay)
 	h.Start()
 	if err := b.Start(); err != nil {
 		t.Fatal(err)
 	}
-	n := &cellNode{h, b}
+	n := &cellNode{h, b, relay}
 	t.Cleanup(n.stop)
 	return n
 }

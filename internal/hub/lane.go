@@ -346,10 +346,13 @@ func (h *Hub) askWhoLacks(c *channel, v *view, now time.Time) (lacking bool) {
 		}
 		r.asked = now
 		h.metrics.asks.Inc()
-		h.put(c.bucket, itemAsk, func(b []byte) []byte { return appendText(appendChannel(b, c.name), node) })
+		h.put(h.relayed().Bucket(askChannel()), itemAsk, func(b []byte) []byte { return appendText(appendChannel(b, c.name), node) })
 	}
 	return lacking
 }
+
+// askChannel names the channel whose bucket every node listens to: who is asked about a channel need not have anybody in it.
+func askChannel() petrel.Channel { return petrel.Channel{} }
 
 // put adds an item to what goes out in this pass.
 func (h *Hub) put(b Bucket, kind itemKind, fill func([]byte) []byte) {

@@ -39,6 +39,7 @@ var ErrTooLarge = errors.New("hub: ephemeral publication too large")
 // Join makes the hub one of a cell's. It may be called once, at any time; from then on Receive and Peers are called.
 func (h *Hub) Join(r Relay) {
 	h.lane.relay.Store(&r)
+	h.lane.count(r.Bucket(askChannel()), 1)
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
