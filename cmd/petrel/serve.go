@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/alecthomas/kong"
@@ -47,6 +49,17 @@ func (c *serveCmd) Run(con *console, kctx *kong.Context) error {
 	if len(unknown) > 0 {
 		logger.Warn("variables of the environment look like settings and are none", "variables", unknown)
 	}
+	for {
+		err := c.serve(con, cfg, logger)
+		if !errors.Is(err, node.ErrRebuild) || con.ctx.Err() != nil {
+			return err
+		}
+		logger.Warn("opening the node again, as a new member of its cell", "why", err)
+	}
+}
+
+// serve runs a node from its start to its end.
+func (c *serveCmd) serve(con *console, cfg node.Config, logger *slog.Logger) error {
 	n, err := node.Open(con.ctx, node.Options{
 		Config: cfg, Logger: logger, Notice: con.out, Build: build(), Web: web.Handler(), Faults: faults(),
 	})

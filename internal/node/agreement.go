@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,6 +78,8 @@ type agreement struct {
 	reported  map[string]time.Time
 	postponed int // rounds that a verdict has waited
 
+	open atomic.Bool // started
+
 	ctx  context.Context //nolint:containedctx // the lifetime of the service
 	stop context.CancelFunc
 	bg   sync.WaitGroup
@@ -102,8 +105,9 @@ func newAgreement(o agreementOptions) *agreement {
 	return a
 }
 
-// start compares from now on, until close.
+// start compares from now on, until close, and believes others. There must be a public side by then, to be closed.
 func (a *agreement) start() {
+	a.open.Store(true)
 	a.bg.Go(func() {
 		tick := time.NewTicker(a.o.interval)
 		defer tick.Stop()
@@ -538,6 +542,8 @@ func (a *agreement) serveFence(_ context.Context, from petrel.NodeID, payload []
 	switch {
 	case a.o.fenced() != "":
 		return nil, nil
+	case !a.open.Load():
+		return nil, errors.New("this node is not open yet")
 	case !ok || !mine.Known || !mine.Level.comparable(quoted.Level) || quoted.Digest != mine.Digest || quoted.Writes != mine.Writes:
 		return nil, errors.New("the evidence is not about this node's state")
 	case !slices.Contains(e.judge().wrong, a.o.self):

@@ -55,6 +55,7 @@ func newFakeCell(t *testing.T, n int) *fakeCell {
 			proofAt: r.proofAt, proven: r.provenRange, fence: r.fence, fenced: r.isFenced,
 			logger: slog.New(slog.NewTextHandler(lockedWriter{r}, nil)),
 		})
+		r.open.Store(true)
 		c.nodes[id] = r
 		t.Cleanup(r.close)
 	}

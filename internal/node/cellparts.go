@@ -63,7 +63,7 @@ func (n *Node) newAgreement(b *bus.Bus) *agreement {
 		ask:     b.Request,
 		proofAt: n.loop.ProofAt, proven: n.loop.Proven,
 		fence:  func(reason string) { n.fencer.fence(causeDiffers, reason) },
-		fenced: n.fencer.why, logger: n.logger, reg: n.reg,
+		fenced: n.fencer.why, interval: n.opt.CompareEvery, logger: n.logger, reg: n.reg,
 	})
 }
 
@@ -77,10 +77,8 @@ func (n *Node) newFencer() *fencer {
 			n.Drain(ctx)
 		},
 		handOver: n.cell.handOver,
-		leave: func(ctx context.Context) error {
-			return n.cell.lead(ctx, cellRequest{Op: opRemove, Member: n.self.Member})
-		},
-		fail: n.fail, logger: n.logger, reg: n.reg,
+		leave:    n.cell.letGo,
+		fail:     n.fail, logger: n.logger, reg: n.reg,
 	})
 }
 
@@ -119,12 +117,16 @@ func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
 		return err
 	}
 	n.watch.start()
-	n.agreement.start()
 	resumed, err := n.fencer.resume()
-	if err == nil && resumed { // it only votes, until the cell does without it
-		n.health.draining.Store(true)
+	if err != nil || !resumed {
+		return err
 	}
-	return err
+	select { // it only votes, until the cell does without it; there is no public side to turn people away from
+	case <-n.failed:
+		return n.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // logOptions are what a cell's log needs beyond a lone node's.

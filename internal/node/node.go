@@ -48,6 +48,8 @@ type Options struct {
 	Web http.Handler
 	// Offline opens the data folder for a command line tool: no listeners, no first app.
 	Offline bool
+	// CompareEvery is how often this replica compares its state with the others'. Default 3 s.
+	CompareEvery time.Duration
 	// Faults are for tests of the checker. nil: none.
 	Faults *Faults
 }
@@ -202,6 +204,9 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), Admin: n.AdminAddr()}); err != nil {
 		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
 	}
+	if n.agreement != nil {
+		n.agreement.start()
+	}
 	n.logger.Info("ready", "listen", n.Addr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
 	return n.notice(n.opt.Notice, app, made)
 }
@@ -261,6 +266,12 @@ func (n *Node) Drain(ctx context.Context) {
 func (n *Node) Stop() error {
 	n.stopOnce.Do(func() {
 		n.health.draining.Store(true)
+		if n.agreement != nil {
+			n.agreement.close()
+		}
+		if n.fencer != nil {
+			n.fencer.close()
+		}
 		n.background.Wait()
 		var errs []error
 		if n.public != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
 	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
@@ -209,10 +210,12 @@ func syncFolder(dir string) error {
 	return f.Sync()
 }
 
-// leaveDamaged decides what a damaged log means. In a cell the others have what this node lost, so it is rebuilt at
-// once: the error then wraps ErrRebuild. A node that knows no others keeps refusing: only a person may throw the only copy away.
+// leaveDamaged decides what damage means that was found in the log, or in the projection while it was in use. In a
+// cell the others have what this node lost, so it is rebuilt at once: the error then wraps ErrRebuild. A node that
+// knows no others keeps refusing: only a person may throw the only copy away.
 func leaveDamaged(data string, self petrel.NodeID, damage error, now time.Time) error {
-	if !errors.Is(damage, raftlog.ErrDamaged) || len(othersKnown(data, self)) == 0 {
+	damaged := errors.Is(damage, raftlog.ErrDamaged) || errors.Is(damage, projection.ErrUnreadable)
+	if !damaged || len(othersKnown(data, self)) == 0 {
 		return damage
 	}
 	f := fencing{Cause: causeDamaged, Reason: damage.Error(), At: now, Member: self, Left: true}
@@ -222,11 +225,27 @@ func leaveDamaged(data string, self petrel.NodeID, damage error, now time.Time) 
 	return fmt.Errorf("%w%w", quiet{ErrRebuild}, damage)
 }
 
+// letGo asks the cell to forget this member. One that was removed already hears of no leader any more: then the nodes
+// that it knows are asked.
+func (c *cell) letGo(ctx context.Context) error {
+	q := cellRequest{Op: opRemove, Member: c.self.Member}
+	err := c.lead(ctx, q)
+	if err == nil || permanent(err) {
+		return err
+	}
+	for _, k := range c.knownNodes() {
+		if _, aerr := c.askAround(ctx, k.Peer, q); aerr == nil {
+			return nil
+		}
+	}
+	return err
+}
+
 // fencerOptions of newFencer. Functions may wait only as long as their context.
 type fencerOptions struct {
 	data string
 	self petrel.NodeID
-	// drain turns everybody away and hands leadership over.
+	// drain turns everybody away and hands leadership over, within a bounded time.
 	drain func(ctx context.Context)
 	// handOver gives leadership away, if this node has it.
 	handOver func(ctx context.Context)
@@ -317,7 +336,11 @@ func (f *fencer) close() {
 // depart turns everybody away, writes down that this replica is fenced, waits until the cell does without it, and
 // ends the node.
 func (f *fencer) depart(why fencing, saved bool) {
-	f.bg.Go(func() { f.o.drain(f.ctx) })
+	drained := make(chan struct{})
+	f.bg.Go(func() {
+		defer close(drained)
+		f.o.drain(f.ctx)
+	})
 	said := ""
 	for {
 		var err error
@@ -349,5 +372,6 @@ func (f *fencer) depart(why fencing, saved bool) {
 		case <-t.C:
 		}
 	}
+	<-drained
 	f.o.fail(fmt.Errorf("%wfenced: %s", quiet{ErrRebuild}, why))
 }
