@@ -123,6 +123,7 @@ type Conn struct {
 	expCode        CloseCode
 	expReason      string
 	since          int64         // Unix nanoseconds at which the oldest unwritten frame was queued; 0: not being measured
+	committed      time.Time     // of the commit behind one of the unwritten frames, with its monotonic clock; zero: none is measured
 	idle           chan struct{} // made by finish when it must wait for a write to end
 	sent, received uint64        // frames
 
@@ -154,7 +155,14 @@ func (c *Conn) Stats() Stats {
 
 // Send queues one frame. It returns ErrClosed when the connection is closing, and ErrSlow after it found the queue full and
 // closed the connection with CloseSlow.
-func (c *Conn) Send(frame []byte) error {
+func (c *Conn) Send(frame []byte) error { return c.send(frame, time.Time{}) }
+
+// SendSampled is Send of what was committed at since, by this process's clock: how long it took to the end of its write is measured.
+func (c *Conn) SendSampled(frame []byte, since time.Time) error {
+	return c.send(frame, since)
+}
+
+func (c *Conn) send(frame []byte, committed time.Time) error {
 	c.mu.Lock()
 	if c.state != open {
 		c.mu.Unlock()
@@ -170,6 +178,9 @@ func (c *Conn) Send(frame []byte) error {
 		return ErrSlow
 	}
 	wake := c.push(frame)
+	if c.committed.IsZero() {
+		c.committed = committed
+	}
 	c.mu.Unlock()
 	if wake {
 		c.stream.wake(c)
@@ -308,8 +319,8 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 }
 
 // take hands the queue to a writer. It is empty only when the writer must stop: then flushing is false again.
-// since is when its oldest frame was queued, 0 when this write is not among the measured ones.
-func (c *Conn) take(now int64) (batch [][]byte, since int64) {
+// since is when its oldest frame was queued, 0 when this write is not among the measured ones; committed likewise.
+func (c *Conn) take(now int64) (batch [][]byte, since int64, committed time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.queue) == 0 || c.state == dead {
@@ -318,13 +329,14 @@ func (c *Conn) take(now int64) (batch [][]byte, since int64) {
 			close(c.idle)
 			c.idle = nil
 		}
-		return nil, 0
+		return nil, 0, time.Time{}
 	}
 	batch = c.queue
 	c.queue, c.spare = c.spare, nil
 	c.writing.Store(now)
 	since, c.since = c.since, 0
-	return batch, since
+	committed, c.committed = c.committed, time.Time{}
+	return batch, since, committed
 }
 
 // keepSpare is the largest emptied queue a connection keeps: what an idle one costs is bounded by it.

@@ -15,6 +15,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/gobwas/ws"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 )
 
@@ -568,4 +569,44 @@ func BenchmarkSend(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// TestSampledSendIsMeasured: of what was committed, the time to the end of its write; of everything else, nothing.
+func TestSampledSendIsMeasured(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	tab := NewTable(Options{Registerer: reg})
+	rec := newRecorder()
+	rec.onText = func(c *Conn, p []byte) {
+		_ = c.Send(TextFrame([]byte("plain")))
+		if err := c.SendSampled(TextFrame(p), time.Now().Add(-time.Minute)); err != nil {
+			t.Error(err)
+		}
+	}
+	c := dial(t.Context(), t, serve(t, tab, Config{}, func() Handler { return rec }))
+	for _, text := range []string{"one", "two"} {
+		if err := c.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, _, err := c.Read(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = c.Close(websocket.StatusNormalClosure, "")
+	rec.code(t.Context(), t)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if h := f.GetMetric()[0].GetHistogram(); f.GetName() == "petrel_conn_delivery_seconds" {
+			if h.GetSampleCount() != 2 || h.GetSampleSum() < 120 {
+				t.Fatalf("%d samples, %v s", h.GetSampleCount(), h.GetSampleSum())
+			}
+			return
+		}
+	}
+	t.Fatal("the metric is not there")
 }

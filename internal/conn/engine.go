@@ -38,7 +38,7 @@ func (o *out) drainQueue(c *Conn) {
 	t := c.table
 	for {
 		now := time.Now().UnixNano()
-		batch, since := c.take(now)
+		batch, since, committed := c.take(now)
 		if batch == nil {
 			return
 		}
@@ -52,6 +52,9 @@ func (o *out) drainQueue(c *Conn) {
 		t.metrics.writes.Inc()
 		if since != 0 {
 			t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
+		}
+		if !committed.IsZero() {
+			t.metrics.delivery.Observe(time.Since(committed).Seconds())
 		}
 		if room != nil {
 			room()

@@ -9,6 +9,7 @@ type metrics struct {
 	framesSent     prometheus.Counter
 	writes         prometheus.Counter
 	write          prometheus.Histogram
+	delivery       prometheus.Histogram
 	slow           prometheus.Counter
 	panics         prometheus.Counter
 	reaperPaused   prometheus.Gauge
@@ -28,12 +29,16 @@ func newMetrics(reg prometheus.Registerer, count func() int) *metrics {
 			Name: "petrel_conn_write_seconds", Help: "From a frame's queueing to the end of the write that carried it (a sample of the writes).",
 			Buckets: prometheus.ExponentialBuckets(20e-6, 2.5, 16),
 		}),
+		delivery: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "petrel_conn_delivery_seconds", Help: "From the commit of the transaction on this node to the end of the write to a socket (one live connection of each publication).",
+			Buckets: prometheus.ExponentialBuckets(50e-6, 2.5, 16),
+		}),
 		slow:         counter("petrel_conn_slow_total", "Connections closed because their queue was full."),
 		panics:       counter("petrel_conn_handler_panics_total", "Panics in handlers. Anything but 0 is a bug."),
 		reaperPaused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "petrel_conn_reaper_paused", Help: "1 while closing for silence is paused because too many went silent at once."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.opened, m.closed, m.received, m.framesSent, m.writes, m.write, m.slow, m.panics, m.reaperPaused,
+		reg.MustRegister(m.opened, m.closed, m.received, m.framesSent, m.writes, m.write, m.delivery, m.slow, m.panics, m.reaperPaused,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "petrel_conn_open", Help: "Connections open."}, func() float64 { return float64(count()) }))
 	}
 	return m
