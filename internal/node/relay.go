@@ -1,0 +1,49 @@
+package node
+
+import (
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// relay is the bus as the hub sees it: the ephemeral lane between nodes.
+type relay struct {
+	self petrel.NodeID
+	bus  *bus.Bus
+}
+
+var _ hub.Relay = (*relay)(nil)
+
+// newRelay makes the relay of a node; self is the name that its bus goes by.
+func newRelay(self petrel.NodeID, b *bus.Bus) *relay { return &relay{self, b} }
+
+// attach joins a hub to those of the other nodes. Call it before the bus is started.
+func (r *relay) attach(h *hub.Hub) {
+	r.bus.Handle(kindEphemeral, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
+	r.bus.OnChange(func(all []bus.Peer) {
+		alive := make([]hub.Peer, 0, len(all))
+		for _, p := range all {
+			if p.Alive {
+				alive = append(alive, hub.Peer{Node: p.Node, Incarnation: p.Incarnation})
+			}
+		}
+		h.Peers(alive)
+	})
+	h.Join(r)
+}
+
+// Node implements hub.Relay.
+func (r *relay) Node() petrel.NodeID { return r.self }
+
+// Bucket implements hub.Relay. A channel's kind is not part of it: it only spreads load.
+func (r *relay) Bucket(ch petrel.Channel) hub.Bucket {
+	return hub.Bucket(bus.BucketOf(ch.App, ch.Name))
+}
+
+// Publish implements hub.Relay.
+func (r *relay) Publish(b hub.Bucket, payload []byte) error {
+	return r.bus.Publish(bus.Bucket(b), kindEphemeral, payload)
+}
+
+// Listen implements hub.Relay.
+func (r *relay) Listen(b hub.Bucket) (stop func(), err error) { return r.bus.Listen(bus.Bucket(b)) }
