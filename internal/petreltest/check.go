@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -37,6 +38,8 @@ const (
 	CheckBackwards   = "backwards"        // a node showed less than it had shown before
 	CheckLinear      = "not linearizable" // no order of the commands explains what barrier reads saw
 	CheckResync      = "resync"           // a subscription was ended without need
+	CheckAhead       = "ahead"            // a subscription was ended because its node had not come as far yet
+	CheckBlind       = "blind"            // a command was refused for want of what the position that came with it shows
 	CheckRefusal     = "refusal"          // a request was refused that may not be
 	CheckFence       = "fence"            // a replica was fenced that nobody damaged, or was not that somebody did
 	CheckStuck       = "stuck"            // the cell did not come back in time
@@ -251,7 +254,11 @@ func (c *checker) collect() {
 			d.unknown = true
 		case Refused:
 			if !mayRetry(op.Why) && !mayRefuse(op) {
-				c.find(CheckRefusal, op.Room, "%s %s of %q at %s was refused with %s", op.Kind, op.ID, op.User, op.Site, op.Why)
+				check := CheckRefusal
+				if op.Sent != "" && strings.HasSuffix(op.Why, "_not_found") {
+					check = CheckBlind
+				}
+				c.find(check, op.Room, "%s %s of %q at %s was refused with %s", op.Kind, op.ID, op.User, op.Site, op.Why)
 			}
 		}
 	}
@@ -397,8 +404,7 @@ func (c *checker) isTrue(room string, ev Event, where string) {
 // monotone: a node never shows less than it showed before.
 func (c *checker) monotone() {
 	type place struct {
-		site, room string
-		life       int
+		site, room, life string
 	}
 	ops := c.e.Journal.Ops()
 	places := map[place][]*Op{}
@@ -434,7 +440,11 @@ func (c *checker) subscription(name string, seen []Seen) {
 			continue
 		}
 		if s.Told != "" {
-			c.find(CheckResync, s.Room, "%s was told %q by %s, at seq %d with the head at %d", name, s.Told, s.Site, at[s.Room], s.Head)
+			check := CheckResync
+			if s.Told == "ahead" {
+				check = CheckAhead
+			}
+			c.find(check, s.Room, "%s was told %q by %s, at seq %d with the head at %d", name, s.Told, s.Site, at[s.Room], s.Head)
 			continue
 		}
 		switch was := at[s.Room]; {

@@ -50,7 +50,9 @@ func TestDiskFull(t *testing.T) {
 	defer sender.Close()
 
 	ballast := filepath.Join(inside, "ballast")
-	fill(t, ballast)
+	if err := fillDisk(ballast); err != nil {
+		t.Fatal(err)
+	}
 	var refused *Problem
 	n := 0
 	Until(t, "a write was refused because the disk is full", func() bool {
@@ -99,24 +101,6 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 	server.Terminate(t)
-}
-
-// fill writes until the file system has nothing left.
-func fill(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, size := range []int{1 << 20, 4096, 1} {
-		block := make([]byte, size)
-		for {
-			if _, err := f.Write(block); err != nil {
-				break
-			}
-		}
-	}
 }
 
 func health(t *testing.T, server *Server) string {

@@ -45,9 +45,7 @@ type fleetNode struct {
 
 	mu     sync.Mutex // guards what follows
 	server *Server    // nil while it is down
-	life   int        // counts its data folders
 	starts int
-	clock  int // seconds that it is wrong by
 }
 
 // StartFleet founds a cell and lets the others join it. It returns when all of them vote.
@@ -195,11 +193,7 @@ func (f *Fleet) signal(i int, sig syscall.Signal) {
 
 // Wipe empties the disk of a node that is down.
 func (f *Fleet) Wipe(i int) error {
-	n := f.nodes[i]
-	n.mu.Lock()
-	n.life++
-	n.mu.Unlock()
-	dir := n.host.Path(n.dir)
+	dir := f.Folder(i)
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
@@ -210,16 +204,15 @@ func (f *Fleet) Wipe(i int) error {
 // Folder is where the test process finds a node's data.
 func (f *Fleet) Folder(i int) string { return f.nodes[i].host.Path(f.nodes[i].dir) }
 
-// Life counts a site's data folders.
-func (f *Fleet) Life(site string) int {
-	for _, n := range f.nodes {
+// Life names a site's replica: another one begins where its disk was wiped, or it was rebuilt.
+func (f *Fleet) Life(site string) string {
+	for i, n := range f.nodes {
 		if n.name == site {
-			n.mu.Lock()
-			defer n.mu.Unlock()
-			return n.life
+			b, _ := os.ReadFile(filepath.Join(f.Folder(i), "member")) // none yet is a life too
+			return string(b)
 		}
 	}
-	return 0
+	return ""
 }
 
 // Sites are the nodes as clients see them. Each is reached from beside it, whatever is cut between nodes.

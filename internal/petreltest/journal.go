@@ -63,12 +63,12 @@ type Op struct {
 	Why      string  `json:"why,omitempty"`      // the refusal's code, or what else went wrong
 	Seq      uint64  `json:"seq,omitempty"`      // that was answered
 	Position string  `json:"position,omitempty"` // that was answered
-	Sent     string  `json:"sent,omitempty"`     // the position that the read had to show
+	Sent     string  `json:"sent,omitempty"`     // the position that the node had to have reached
 	AtLeast  uint64  `json:"at_least,omitempty"` // the seq that it therefore has to show
 	After    uint64  `json:"after,omitempty"`    // of a read of events
 	Head     uint64  `json:"head,omitempty"`     // that the read saw
 	Events   []Event `json:"events,omitempty"`   // that the read saw
-	Life     int     `json:"life,omitempty"`     // of the site's data: a read is not compared across a wiped disk
+	Life     string  `json:"life,omitempty"`     // of the site's data: a read is not compared across a wiped disk
 }
 
 // Journal is what all clients of a run saw, on one monotonic clock.

@@ -24,8 +24,8 @@ type WorkloadOptions struct {
 	Rooms    int           // default 4
 	Pause    time.Duration // of a client between two commands, on average; default 20 ms
 	Timeout  time.Duration // after which a client gives up waiting for an answer; default 4 s
-	// Life of a site's data: a number that changes when its disk was wiped. nil: it never is.
-	Life func(site string) int
+	// Life of a site's data: changes when its disk was wiped. nil: it never is.
+	Life func(site string) string
 }
 
 func (o *WorkloadOptions) defaults() {
@@ -44,7 +44,7 @@ func (o *WorkloadOptions) defaults() {
 		o.Timeout = 4 * time.Second
 	}
 	if o.Life == nil {
-		o.Life = func(string) int { return 0 }
+		o.Life = func(string) string { return "" }
 	}
 }
 
@@ -138,6 +138,7 @@ type talker struct {
 
 type written struct {
 	room, id string
+	position string
 }
 
 func (w *Workload) newTalker(n int) *talker {
@@ -207,7 +208,7 @@ func (t *talker) post(ctx context.Context) {
 	id := t.id("m")
 	op := t.do(ctx, &Op{Kind: OpPost, User: t.name, Room: t.room(), ID: id, Object: id, Text: "text of " + id})
 	if op.Outcome == Done {
-		t.mine = append(t.mine, written{room: op.Room, id: id})
+		t.mine = append(t.mine, written{room: op.Room, id: id, position: op.Position})
 	}
 }
 
@@ -221,9 +222,9 @@ func (t *talker) change(ctx context.Context) {
 	m := t.mine[i]
 	if t.rng.IntN(3) > 0 {
 		id := t.id("e")
-		t.do(ctx, &Op{Kind: OpEdit, User: t.name, Room: m.room, Object: m.id, Text: "edit " + id})
+		t.do(ctx, &Op{Kind: OpEdit, User: t.name, Room: m.room, Object: m.id, Text: "edit " + id, Sent: m.position})
 	} else {
-		t.do(ctx, &Op{Kind: OpDelete, User: t.name, Room: m.room, Object: m.id})
+		t.do(ctx, &Op{Kind: OpDelete, User: t.name, Room: m.room, Object: m.id, Sent: m.position})
 	}
 	t.mine = slices.Delete(t.mine, i, i+1)
 }
@@ -233,12 +234,13 @@ func (t *talker) create(ctx context.Context) {
 	t.w.mu.Lock()
 	t.w.created = append(t.w.created, room)
 	t.w.mu.Unlock()
-	if t.do(ctx, &Op{Kind: OpCreate, Room: room, ID: room}).Outcome != Done {
+	made := t.do(ctx, &Op{Kind: OpCreate, Room: room, ID: room})
+	if made.Outcome != Done {
 		return
 	}
 	for range t.rng.IntN(4) {
 		id := t.id("m")
-		t.do(ctx, &Op{Kind: OpPost, User: t.name, Room: room, ID: id, Object: id, Text: "text of " + id})
+		t.do(ctx, &Op{Kind: OpPost, User: t.name, Room: room, ID: id, Object: id, Text: "text of " + id, Sent: made.Position})
 	}
 }
 
@@ -381,7 +383,7 @@ func (t *talker) attempt(ctx context.Context, op *Op) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.w.opt.Timeout)
 	defer cancel()
-	ask := Ask{User: op.User, Path: "/v1/rooms/" + url.PathEscape(op.Room), Key: op.ID}
+	ask := Ask{User: op.User, Path: "/v1/rooms/" + url.PathEscape(op.Room), Key: op.ID, Position: op.Sent}
 	var message struct{ Message Message }
 	switch op.Kind {
 	case OpCreate:
