@@ -124,6 +124,7 @@ func (f *fsm) take(logs []*raft.Log, out []any) (all []petrel.Record, tail chain
 		case err != nil:
 			return nil, f.tail, fmt.Errorf("record %d of the log: %w", l.Index, damage(err))
 		default:
+			recs[len(recs)-1].Mark = l.Index
 			all, f.tail = append(all, recs...), next
 			f.settleLocked(b.term, b.first, nil)
 		}

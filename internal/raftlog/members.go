@@ -117,8 +117,12 @@ func members(r *raft.Raft) []Member {
 	if f.Error() != nil {
 		return nil
 	}
+	return membersOf(f.Configuration())
+}
+
+func membersOf(c raft.Configuration) []Member {
 	var out []Member
-	for _, s := range f.Configuration().Servers {
+	for _, s := range c.Servers {
 		out = append(out, Member{ID: petrel.NodeID(s.ID), Addr: string(s.Address), Voter: s.Suffrage == raft.Voter})
 	}
 	return out

@@ -22,44 +22,42 @@ func Open(ctx context.Context, o Options) (Log, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	l := &raftLog{
-		o: o, log: o.Logger.With("node", string(o.Node)), closing: make(chan struct{}), started: make(chan struct{}),
-		slot: make(chan struct{}, 1), nudge: make(chan struct{}, 1), changing: make(chan struct{}, 1), fence: map[uint64]uint64{},
-	}
-	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l := newRaftLog(o)
 	if err := l.open(ctx); err != nil {
-		l.cancel()
-		close(l.closing)
-		if l.mux != nil {
-			l.mux.close()
-		} else if o.Network != nil {
-			_ = o.Network.Close()
-		}
-		if l.st != nil {
-			_ = l.st.close()
-		}
-		if l.m != nil {
-			l.m.unregister()
-		}
+		l.abandon()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *raftLog) open(ctx context.Context) (err error) {
-	dir := filepath.Join(l.o.Dir, "wal")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("raftlog: %w", err)
+func newRaftLog(o Options) *raftLog {
+	l := &raftLog{
+		o: o, log: o.Logger.With("node", string(o.Node)), closing: make(chan struct{}), started: make(chan struct{}),
+		slot: make(chan struct{}, 1), nudge: make(chan struct{}, 1), changing: make(chan struct{}, 1), fence: map[uint64]uint64{},
 	}
-	if l.st, err = openStore(dir, &l.o, disk{l.o.hooks.file, l.closing, &diskState{}}, l.halt); err != nil {
-		return refuse(dir, "It cannot be opened", err)
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l
+}
+
+// abandon closes what was opened before the engine was started.
+func (l *raftLog) abandon() {
+	l.cancel()
+	close(l.closing)
+	if l.mux != nil {
+		l.mux.close()
+	} else if l.o.Network != nil {
+		_ = l.o.Network.Close()
 	}
-	l.m = newMetrics(l.o.Registerer, l.Status)
-	if l.snaps, err = openSnapshots(&l.o, l.st, l.m); err != nil {
-		return fmt.Errorf("raftlog: open the snapshots: %w", err)
+	if l.st != nil {
+		_ = l.st.close()
 	}
-	l.fsm = newFSM(l.ctx, l.o.Applier, l.m, l.o.hooks.apply, l.halt)
-	conf, err := l.recover(ctx, dir)
+	if l.m != nil {
+		l.m.unregister()
+	}
+}
+
+func (l *raftLog) open(ctx context.Context) error {
+	conf, err := l.files(ctx)
 	if err != nil {
 		return err
 	}
@@ -74,6 +72,24 @@ func (l *raftLog) open(ctx context.Context) (err error) {
 	}
 	l.st.serving.Store(true)
 	return l.start(conf)
+}
+
+// files opens and checks what lies on the disk, and brings the projection to it. It returns the membership that
+// the files know.
+func (l *raftLog) files(ctx context.Context) (conf raft.Configuration, err error) {
+	dir := filepath.Join(l.o.Dir, "wal")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return conf, fmt.Errorf("raftlog: %w", err)
+	}
+	if l.st, err = openStore(dir, &l.o, disk{l.o.hooks.file, l.closing, &diskState{}}, l.halt); err != nil {
+		return conf, refuse(dir, "It cannot be opened", err)
+	}
+	l.m = newMetrics(l.o.Registerer, l.Status)
+	if l.snaps, err = openSnapshots(&l.o, l.st, l.m); err != nil {
+		return conf, fmt.Errorf("raftlog: open the snapshots: %w", err)
+	}
+	l.fsm = newFSM(l.ctx, l.o.Applier, l.m, l.o.hooks.apply, l.halt)
+	return l.recover(ctx, dir)
 }
 
 // bootstrap founds a group of this one voter.
@@ -98,22 +114,22 @@ type ends struct {
 	clean       uint64             // end of the log at the last clean close; 0 is not clean
 }
 
-func (l *raftLog) ends(dir string) (e ends, err error) {
-	if e.first, err = l.st.FirstIndex(); err == nil {
-		e.last, err = l.st.LastIndex()
+func findEnds(st *store, snaps *snapStore, dir string) (e ends, err error) {
+	if e.first, err = st.FirstIndex(); err == nil {
+		e.last, err = st.LastIndex()
 	}
 	if err == nil {
-		e.clean, err = l.st.GetUint64([]byte(cleanKey))
+		e.clean, err = st.GetUint64([]byte(cleanKey))
 	}
 	if err == nil {
-		e.installing, err = l.st.GetUint64([]byte(installKey))
+		e.installing, err = st.GetUint64([]byte(installKey))
 	}
 	if err != nil {
 		return e, refuse(dir, "It cannot be read", err)
 	}
-	metas, err := l.snaps.List()
+	metas, err := snaps.List()
 	if err != nil {
-		return e, refuse(l.snaps.dir, "It cannot be read", err)
+		return e, refuse(snaps.dir, "It cannot be read", err)
 	}
 	if len(metas) > 0 {
 		e.snap = metas[0]
@@ -128,35 +144,49 @@ func (e ends) snapIndex() uint64 {
 	return e.snap.Index
 }
 
+// replaced says that a snapshot which a leader sent takes the place of the whole log before it.
+func (e ends) replaced() bool {
+	return e.last == 0 || e.last < e.snapIndex() && e.installing == e.snapIndex()
+}
+
+// whole refuses files that end before what is known to have been there; mark is the projection's.
+func (e ends) whole(dir, snaps string, mark uint64) error {
+	snap, end := e.snapIndex(), e.last
+	if end == 0 {
+		end = snap
+	}
+	switch {
+	case end < mark:
+		return refuse(dir, "", fmt.Errorf("the log ends at position %d, but the projection holds everything up to %d: the end of the log is missing or was cut as damaged", end, mark))
+	case end < snap:
+		return refuse(dir, "", fmt.Errorf("the log ends at position %d, but a snapshot covers everything up to %d: the end of the log is missing or was cut as damaged", end, snap))
+	case end < e.clean:
+		return refuse(dir, "", fmt.Errorf("the log ends at position %d, but at its last clean close it ended at %d: its end is missing or was cut as damaged", end, e.clean))
+	case e.first > 1 && snap+1 < e.first:
+		return refuse(snaps, "", fmt.Errorf("the log begins at position %d and the newest readable snapshot covers only up to %d: a snapshot is missing or damaged", e.first, snap))
+	}
+	return nil
+}
+
 // recover brings log, snapshot and projection together, or refuses. It returns the
 // membership that the files know.
 func (l *raftLog) recover(ctx context.Context, dir string) (conf raft.Configuration, err error) {
-	e, err := l.ends(dir)
+	e, err := findEnds(l.st, l.snaps, dir)
 	if err != nil {
 		return conf, err
 	}
 	a := l.o.Applier.Applied()
 	snap := e.snapIndex()
-	end := e.last
-	if e.last == 0 || e.last < snap && e.installing == snap {
-		// A snapshot that a leader sent takes the place of the whole log before it.
+	if e.replaced() {
 		if e.last > 0 {
 			if err := l.st.wal.DeleteRange(e.first, e.last); err != nil {
 				return conf, refuse(dir, "What a snapshot replaced could not be removed", err)
 			}
-			e.first, e.last = 0, 0
 		}
-		end = snap
+		e.first, e.last = 0, 0
 	}
-	switch {
-	case end < a.Mark:
-		return conf, refuse(dir, "", fmt.Errorf("the log ends at position %d, but the projection holds everything up to %d: the end of the log is missing or was cut as damaged", end, a.Mark))
-	case end < snap:
-		return conf, refuse(dir, "", fmt.Errorf("the log ends at position %d, but a snapshot covers everything up to %d: the end of the log is missing or was cut as damaged", end, snap))
-	case end < e.clean:
-		return conf, refuse(dir, "", fmt.Errorf("the log ends at position %d, but at its last clean close it ended at %d: its end is missing or was cut as damaged", end, e.clean))
-	case e.first > 1 && snap+1 < e.first:
-		return conf, refuse(l.snaps.dir, "", fmt.Errorf("the log begins at position %d and the newest readable snapshot covers only up to %d: a snapshot is missing or damaged", e.first, snap))
+	if err := e.whole(dir, l.snaps.dir, a.Mark); err != nil {
+		return conf, err
 	}
 	if a.Index == 0 && snap > 0 || a.Mark < snap && (e.first == 0 || e.first > a.Mark+1) {
 		l.log.Warn("the projection stands before the newest snapshot: restoring it", "projection", a.Mark, "snapshot", snap)
@@ -164,7 +194,8 @@ func (l *raftLog) recover(ctx context.Context, dir string) (conf raft.Configurat
 			return conf, err
 		}
 	}
-	sc, err := l.scan(ctx, dir, e)
+	_, mark := l.fsm.position()
+	sc, err := scan(ctx, l.st, dir, e, l.o.Applier.Applied(), mark)
 	if err != nil {
 		return conf, err
 	}
@@ -178,10 +209,15 @@ func (l *raftLog) recover(ctx context.Context, dir string) (conf raft.Configurat
 	if err != nil {
 		return conf, fmt.Errorf("raftlog: %w", err)
 	}
+	return e.members(sc), nil
+}
+
+// members is the membership that the files know last.
+func (e ends) members(sc scanned) raft.Configuration {
 	if len(sc.conf.Servers) == 0 && e.snap != nil {
-		return e.snap.Configuration, nil
+		return e.snap.Configuration
 	}
-	return sc.conf, nil
+	return sc.conf
 }
 
 func (l *raftLog) restoreSnapshot(meta *raft.SnapshotMeta) error {

@@ -11,34 +11,36 @@ import (
 	"strings"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // scanned is what reading the whole log tells.
 type scanned struct {
 	bytes int64              // behind the newest snapshot
 	conf  raft.Configuration // the last one in the log; none is empty
+	tail  chain              // the end of the chain; 0 when the log holds no batch that counts
+	term  uint64             // of the last record
 }
 
 // scan reads every retained record: raft's checksum, ours, and the chain, which must agree
-// with the projection at its mark. What lies behind the last commit is read alike: raft may
+// with the projection's position a at mark. What lies behind the last commit is read alike: raft may
 // still drop it, but what is there must be whole.
-func (l *raftLog) scan(ctx context.Context, dir string, e ends) (s scanned, err error) {
+func scan(ctx context.Context, st *store, dir string, e ends, a petrel.Applied, mark uint64) (s scanned, err error) {
 	if e.last == 0 {
 		return s, nil
 	}
-	a := l.o.Applier.Applied()
-	_, mark := l.fsm.position()
 	var c chain
-	known := e.first == 1 // where the log was truncated, the first batch tells the chain
-	if mark < e.first {
-		c, known = chain{a.Index, a.Hash}, true
+	known := mark+1 == e.first // else the first batch tells the chain
+	if known {
+		c = chain{a.Index, a.Hash}
 	}
 	for at := e.first; at <= e.last; at++ {
 		if err := ctx.Err(); err != nil {
 			return s, fmt.Errorf("raftlog: read the log: %w", err)
 		}
 		var rec raft.Log
-		err := l.st.read(at, &rec)
+		err := st.read(at, &rec)
 		if err == nil {
 			err = s.check(&rec, &c, &known)
 		}
@@ -55,6 +57,7 @@ func (l *raftLog) scan(ctx context.Context, dir string, e ends) (s scanned, err 
 		if at == mark {
 			c, known = chain{a.Index, a.Hash}, true
 		}
+		s.tail, s.term = c, rec.Term
 	}
 	return s, nil
 }
