@@ -56,6 +56,7 @@ type Record struct {
 	Index   uint64 // dense from 1 in the shard
 	Hash    Hash   // chain hash up to and including this record
 	Payload []byte // an encoded event.Entry
+	Mark    uint64 // of the last record of a batch: the engine's position there, the same on every replica; 0: the batch goes on
 }
 
 // Applied is how far a projection has come. It is stored in the same transaction as what it describes.

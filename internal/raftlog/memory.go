@@ -232,7 +232,9 @@ func (m *Memory) Append(ctx context.Context, payloads [][]byte) (uint64, error) 
 	d.mu.Lock()
 	t := d.tail()
 	recs, _, err := t.next(batch{term: 1, first: t.index + 1, prev: t.hash, payloads: payloads}, 1)
-	recs[len(recs)-1].Mark = recs[len(recs)-1].Index
+	if n := len(recs); n > 0 {
+		recs[n-1].Mark = recs[n-1].Index
+	}
 	d.recs = append(d.recs, recs...)
 	d.mu.Unlock()
 	if err != nil {
