@@ -322,6 +322,13 @@ func (b *Bus) Stop() {
 	})
 }
 
+// Announce sends a heartbeat now, because Info has something to say that should not wait for the next.
+func (b *Bus) Announce() {
+	if b.running.Load() {
+		b.beat(0)
+	}
+}
+
 // Publish sends a message to every node that listens to the bucket. It never waits: a full outbox is
 // ErrBusy, and nothing was sent. No error means that it was handed on, not that anybody got it. The
 // payload is copied.

@@ -150,6 +150,13 @@ func (c *cell) info() bus.Info {
 	return i
 }
 
+// announce tells the others at once what has changed about this node.
+func (c *cell) announce() {
+	if b := c.bus.Load(); b != nil {
+		b.Announce()
+	}
+}
+
 // status is the log's, zero before it is open.
 func (c *cell) status() raftlog.Status {
 	if l := c.log.Load(); l != nil {

@@ -200,6 +200,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if n.cell != nil {
 		addr := n.Addr()
 		n.cell.public.Store(&addr)
+		n.cell.announce()
 	}
 	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), Admin: n.AdminAddr()}); err != nil {
 		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
@@ -247,6 +248,7 @@ func (n *Node) fail(err error) {
 func (n *Node) Drain(ctx context.Context) {
 	n.health.draining.Store(true)
 	if n.cell != nil {
+		n.cell.announce()
 		defer n.cell.handOver(ctx)
 	}
 	if n.public == nil {
