@@ -29,7 +29,7 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // cli is every command. The help texts are for somebody who sees Petrel for the first time.
@@ -39,6 +39,7 @@ type cli struct {
 	Token   tokenCmd   `cmd:"" help:"Mint a token with which a user signs in."`
 	Node    nodeCmd    `cmd:"" help:"Show and change the nodes of a cell."`
 	Import  importCmd  `cmd:"" help:"Bring in conversations from elsewhere."`
+	Dev     devCmd     `cmd:"" help:"Try things out: a whole cell in one process."`
 	Bench   benchCmd   `cmd:"" help:"Measure this build on this machine."`
 	Version versionCmd `cmd:"" help:"Show version, commit and feature level."`
 }
@@ -48,6 +49,7 @@ type console struct {
 	ctx     context.Context // ends at the first SIGINT or SIGTERM
 	again   <-chan struct{} // closed by the second one
 	environ []string
+	in      io.Reader
 	out     io.Writer
 	err     io.Writer
 }
@@ -55,7 +57,7 @@ type console struct {
 // mistake marks an error as one of the person's at the keyboard.
 type mistake struct{ error }
 
-func run(args, environ []string, stdout, stderr io.Writer) int {
+func run(args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	again := make(chan struct{})
@@ -68,7 +70,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		close(again)
 	}()
 
-	c := &console{ctx: ctx, again: again, environ: environ, out: stdout, err: stderr}
+	c := &console{ctx: ctx, again: again, environ: environ, in: stdin, out: stdout, err: stderr}
 	var commands cli
 	exit := -1
 	parser, err := kong.New(&commands,
@@ -76,6 +78,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		kong.Description("Petrel: realtime messaging that loses nothing. One binary, one data folder.\n\n"+
 			"  petrel serve --demo           two browsers chat at once\n"+
 			"  petrel serve --data DIR       a node for real; prints its first app\n"+
+			"  petrel dev cell               three nodes in one process, to try a cell\n"+
 			"  petrel app create             another app\n"+
 			"  petrel token --app ID --user ada\n"),
 		kong.Writers(stdout, stderr),

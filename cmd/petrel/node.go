@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"text/tabwriter"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/node"
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 type nodeCmd struct {
 	List     nodeListCmd     `cmd:"" help:"Show the nodes of the cell: roles, addresses, how far behind."`
+	Wait     nodeWaitCmd     `cmd:"" help:"Wait until the nodes are up and have caught up."`
 	Drain    nodeDrainCmd    `cmd:"" help:"Make a node hand over its connections and leadership, before it is stopped."`
 	Remove   nodeRemoveCmd   `cmd:"" help:"Forget a node for good."`
 	Replace  nodeReplaceCmd  `cmd:"" help:"Remove a node once another has taken its place."`
@@ -23,6 +27,7 @@ These commands ask the node whose data folder --data names; that may be any node
 
 Examples:
   petrel node list
+  petrel node wait --voters 3          until three nodes vote and every node has caught up
   petrel node drain n2                 then stop or restart n2: nobody waits for it
   petrel node replace n2 --with n4     n2 is gone for good, n4 has joined
   petrel node remove n2                refused when too few voters would be left alive`
@@ -61,6 +66,92 @@ func (c *nodeListCmd) Run(con *console) error {
 		_, err = fmt.Fprintf(con.out, "\n%d of %d voters must be alive for writes; %s, term %d\n", info.Quorum, info.Voters, leader, info.Term)
 		return err
 	})
+}
+
+// waitLag is how far behind a node may be and still count as caught up, in entries: under load there are always a few.
+const waitLag = 200
+
+type nodeWaitCmd struct {
+	Node    string        `arg:"" optional:"" help:"Name or member id of the node; all nodes of the cell when absent."`
+	Voters  int           `placeholder:"N" help:"Wait also until so many nodes vote."`
+	Timeout time.Duration `default:"2m" placeholder:"TIME" help:"Give up after this long."`
+	target
+}
+
+// Help is shown by `petrel node wait --help`.
+func (nodeWaitCmd) Help() string {
+	return `A node is up when its /readyz says yes, and has caught up when it is less than 200 entries behind. The node that
+is asked may itself just be starting: it is waited for, too. Exit code 1 and a sentence say what was missing.
+
+Examples:
+  petrel node wait --voters 3      after nodes have joined
+  petrel node wait                 after each restart, before the next one`
+}
+
+func (c *nodeWaitCmd) Run(con *console) error {
+	ctx, cancel := context.WithTimeout(con.ctx, c.Timeout)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		missing := c.missing(ctx)
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if con.ctx.Err() != nil {
+				return errors.New("interrupted")
+			}
+			return fmt.Errorf("after %s %s", c.Timeout, missing)
+		case <-tick.C:
+		}
+	}
+}
+
+// missing says what is waited for; "" for nothing. It never opens the data folder: a node may be about to.
+func (c *nodeWaitCmd) missing(ctx context.Context) string {
+	admin := c.Admin
+	if admin == "" {
+		owner, err := node.ReadOwner(c.Data)
+		if err != nil || owner.Admin == "" {
+			return fmt.Sprintf("no node runs on %s yet", c.Data)
+		}
+		admin = owner.Admin
+	}
+	r, err := node.NewRemote(admin, c.Data)
+	if err != nil {
+		return sentence(err)
+	}
+	defer r.Close()
+	info, err := r.Cell(ctx)
+	if err != nil {
+		return "the node asked says: " + sentence(err)
+	}
+	found := false
+	for _, n := range info.Nodes {
+		if c.Node != "" && n.Name != c.Node && string(n.Member) != c.Node {
+			continue
+		}
+		found = true
+		switch {
+		case !n.Alive:
+			return n.Name + " is not alive"
+		case n.Health != "ok":
+			return n.Name + " is " + n.Health
+		case n.Lag > waitLag:
+			return fmt.Sprintf("%s is %d entries behind", n.Name, n.Lag)
+		}
+	}
+	switch {
+	case !found:
+		return fmt.Sprintf("there is no node %s in the cell", c.Node)
+	case info.Leader == "":
+		return "the cell has no leader"
+	case info.Voters < c.Voters:
+		return fmt.Sprintf("%d nodes vote", info.Voters)
+	}
+	return ""
 }
 
 type nodeDrainCmd struct {
@@ -104,5 +195,19 @@ type nodeTransferCmd struct {
 }
 
 func (c *nodeTransferCmd) Run(con *console) error {
-	return c.do(con, func(ctx context.Context, op node.Operator) error { return op.TransferLeadership(ctx, c.Node) })
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			err := op.TransferLeadership(ctx, c.Node)
+			if petrel.CodeOf(err) != petrel.CodeNoLeader { // else an election is under way
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return err
+			case <-tick.C:
+			}
+		}
+	})
 }

@@ -51,6 +51,10 @@ func (c *serveCmd) Run(con *console, kctx *kong.Context) error {
 	}
 	for {
 		err := c.serve(con, cfg, logger)
+		if con.ctx.Err() != nil && errors.Is(err, context.Canceled) { // by a signal
+			logger.Info("stopped before it was ready", "pid", os.Getpid())
+			return nil
+		}
 		if !errors.Is(err, node.ErrRebuild) || con.ctx.Err() != nil {
 			return err
 		}

@@ -77,6 +77,16 @@ func (l *folderLock) release() error {
 	return l.file.Close()
 }
 
+// ReadOwner says which process holds a data folder, without taking it: zero when none does, or did not say.
+func ReadOwner(dir string) (Owner, error) {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return Owner{}, err
+	}
+	defer f.Close()
+	return readOwner(f)
+}
+
 func readOwner(f *os.File) (o Owner, err error) {
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, 4096))
 	if err != nil {

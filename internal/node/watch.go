@@ -97,7 +97,7 @@ func every(ctx context.Context, d time.Duration, do func(context.Context)) {
 // look asks the log for its contact with the leader; a node that leaves does not lead.
 func (w *watch) look(ctx context.Context) {
 	log := w.cell.log.Load()
-	apart := (*log).Stats().LastContact
+	apart := min((*log).Stats().LastContact, time.Since(w.cell.began)) // one that has just started has not been apart for an hour
 	if apart < staleAfter {
 		apart = 0
 	}
