@@ -35,6 +35,7 @@ func (n *Node) onBus() {
 	b := n.cell.bus.Load()
 	b.Serve(kindReport, func(context.Context, petrel.NodeID, []byte) ([]byte, error) { return json.Marshal(n.report()) })
 	b.Serve(kindReached, n.watch.serveReached)
+	newRelay(n.self.Member, b).attach(n.hub)
 	n.agreement = n.newAgreement(b)
 	b.Serve(kindDigest, n.agreement.serveProof)
 	b.Serve(kindFence, n.agreement.serveFence)
