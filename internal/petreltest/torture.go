@@ -53,7 +53,7 @@ func Torture(tb testing.TB, o TortureOptions) Verdict {
 		o.Only = Faults()
 	}
 	if o.Keep == "" {
-		dir, err := os.MkdirTemp("", "petrel-torture-")
+		dir, err := os.MkdirTemp("", "petrel-torture-") //nolint:usetesting // it outlives the test when something is found
 		if err != nil {
 			tb.Fatal(err)
 		}
