@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -73,6 +74,10 @@ type Options struct {
 	Version    string         // of this build, in the description of the API; default "dev"
 	Heartbeat  conn.Heartbeat // of native connections; default 25 s, 10 s, epoch 1
 
+	// Stale says how long this node has been out of touch with the shard's leader, 0 while it is in touch. Default: always 0.
+	Stale func() time.Duration
+
+	PositionWait     time.Duration // for a position that another node gave out to be applied here; default 5 s
 	ReplayLimit      uint64        // events a subscription may be behind; default 100,000
 	MaxInFlight      int           // commands under way, refused at 95 %; default 8,192
 	MaxInFlightOfApp int           // of one app; default half of MaxInFlight
@@ -113,6 +118,9 @@ func (o *Options) defaults() {
 	num(&o.MaxInFlightOfApp, o.MaxInFlight/2)
 	num(&o.MaxPipelined, 64)
 	num(&o.MaxSubscriptions, 500)
+	if o.PositionWait <= 0 {
+		o.PositionWait = 5 * time.Second
+	}
 	if o.AuthTimeout <= 0 {
 		o.AuthTimeout = 10 * time.Second
 	}
@@ -130,7 +138,10 @@ type server struct {
 	metrics  *metrics
 	inFlight *limit.Places[petrel.AppID]
 	typists  *typists
-	running  sync.WaitGroup // goroutines of sessions: each ends soon after its connection
+	// toldStale is how many connections were last told that what they get may be old.
+	toldStale atomic.Int64
+	end       context.CancelFunc // of what runs until Stop
+	running   sync.WaitGroup     // goroutines of sessions: each ends soon after its connection
 }
 
 // API is what was registered.
@@ -138,6 +149,7 @@ type API struct{ s *server }
 
 // Stop waits for what connections left under way. Call it when the gateway has stopped.
 func (a *API) Stop() {
+	a.s.end()
 	a.s.running.Wait()
 	a.s.typists.close()
 }
@@ -177,6 +189,11 @@ func Register(o Options) *API {
 	s := &server{opt: o, inFlight: limit.NewPlaces[petrel.AppID](o.MaxInFlight, o.MaxInFlightOfApp)}
 	s.typists = newTypists(o.Hub.Announce)
 	s.metrics = newMetrics(o.Registerer, s)
+	ctx, end := context.WithCancel(context.Background())
+	s.end = end
+	if o.Stale != nil {
+		s.running.Go(func() { s.watchStale(ctx) })
+	}
 	s.registerHTTP()
 	o.Gateway.Handle("GET /v1/connect", gateway.Route{Access: gateway.Late, LongLife: true}, http.HandlerFunc(s.connect))
 	o.Gateway.Handle("GET /v1/events", gateway.Route{Access: gateway.Stream, LongLife: true}, http.HandlerFunc(s.events))
@@ -231,6 +248,8 @@ func (s *server) await(ctx context.Context, text string) error {
 	if p.Index-at.Index > uint64(s.opt.MaxInFlight) && s.opt.Alone() { //nolint:gosec // positive
 		return petrel.Errorf(petrel.CodeInvalidPosition, "The position is one that this server has not reached. Send one that it gave out, or none to read without waiting.")
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.opt.PositionWait)
+	defer cancel()
 	if err := s.opt.Waiting.WaitApplied(ctx, p.Index); err != nil {
 		if ctx.Err() != nil {
 			return timeout("position was applied here").Because(err)

@@ -99,7 +99,7 @@ func TestFramesAreDocumented(t *testing.T) {
 			t.Errorf("docs/PROTOCOL.md does not speak of %s", op)
 		}
 	}
-	for _, op := range []string{"hello", "ok", "error", "event", "resync", "unsubscribed", "reconnect"} {
+	for _, op := range []string{"hello", "ok", "error", "event", "resync", "unsubscribed", "reconnect", "presence", "stale"} {
 		if !strings.Contains(string(b), "`"+op+"`") {
 			t.Errorf("docs/PROTOCOL.md does not speak of %s", op)
 		}

@@ -1,10 +1,13 @@
 package api
 
 import (
+	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
@@ -24,9 +27,14 @@ type stream struct {
 	begin []start
 	epoch petrel.Epoch // of the log whose seqs the ids are
 
+	presence bool // who is there is wanted, and who is typing
+
 	mu   sync.Mutex // guards the fields below, and that an event goes out with the id that it has. Lock order: the hub's before this, this before the connection's
 	seqs []uint64   // last seq offered, by index of begin
 	subs []*hub.Subscription
+
+	greeted bool // hello was sent, and the end has not come
+	stale   staleMark
 }
 
 // start is where one room of a stream begins.
@@ -56,7 +64,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 func (st *stream) prepare(r *http.Request) error {
 	q := r.URL.Query()
 	for name, values := range q {
-		if name != "rooms" && name != "token" && name != "last_event_id" {
+		if !slices.Contains([]string{"rooms", "token", "last_event_id", "position", "presence"}, name) {
 			return petrel.Errorf(petrel.CodeInvalidField, "The query parameter %.60q is not known here.", name)
 		}
 		if values[0] == "" {
@@ -71,6 +79,19 @@ func (st *stream) prepare(r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	position := r.Header.Get("Petrel-Position")
+	if position == "" {
+		position = q.Get("position")
+	}
+	switch q.Get("presence") {
+	case "1":
+		st.presence = true
+	case "", "0":
+	default:
+		return petrel.Errorf(petrel.CodeInvalidField, "The query parameter \"presence\" must be 1 or 0.")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), st.s.opt.CommandTimeout)
+	defer cancel()
 	rooms := strings.Split(q.Get("rooms"), ",")
 	if q.Get("rooms") == "" || len(rooms) > maxStreamRooms {
 		return petrel.Errorf(petrel.CodeInvalidField, "The query parameter \"rooms\" must name 1 to %d rooms, divided by commas.", maxStreamRooms)
@@ -85,15 +106,18 @@ func (st *stream) prepare(r *http.Request) error {
 			return petrel.Errorf(petrel.CodeInvalidField, "The query parameter \"rooms\" names one room twice.")
 		}
 		once[room] = true
-		head, at, err := st.s.head(r.Context(), st.cred.Actor, room)
+		from := begin{epoch: epoch, position: position}
+		if after, ok := seen[room]; ok {
+			from.after = &after
+		}
+		head, at, resync, err := st.s.reach(ctx, st.cred.Actor, room, from)
 		if err != nil {
 			return err
 		}
 		st.epoch = at.Epoch // a process sees one life of the log
-		b := start{room: room, after: head, head: head}
-		if after, ok := seen[room]; ok {
-			b.after = after
-			b.resync = st.s.cannotResume(frame{after: &after, epoch: epoch}, after, head, at.Epoch)
+		b := start{room: room, after: head, head: head, resync: resync}
+		if from.after != nil {
+			b.after = *from.after
 		}
 		st.begin = append(st.begin, b)
 		st.seqs = append(st.seqs, b.after)
@@ -148,17 +172,22 @@ func (st *stream) OnOpen(c *conn.Conn) {
 	c.CloseAt(st.cred.Expires, conn.CloseTokenExpired, "The token has expired. Come back with a new one.")
 	closeUnlessStill(c, st.cred)
 	h := st.s.opt.Heartbeat
+	st.mu.Lock()
+	stale := st.s.stale()
 	st.tell("hello", map[string]any{
-		"conn": c.ID(), "user": st.cred.Actor.User, "node": st.s.opt.Node, "epoch": st.s.opt.Projection.Applied().Epoch,
+		"stale_ms": stale.Milliseconds(), "conn": c.ID(), "user": st.cred.Actor.User, "node": st.s.opt.Node, "epoch": st.s.opt.Projection.Applied().Epoch,
 		"heartbeat": map[string]any{"interval_ms": h.Interval.Milliseconds(), "grace_ms": h.Grace.Milliseconds(), "epoch": h.Epoch},
 	})
+	st.greeted = true
+	st.stale.turn(st.s, stale)
+	st.mu.Unlock()
 	for i, b := range st.begin {
 		if b.resync != "" {
 			st.resync(b.room, b.resync, b.head)
 			continue
 		}
 		sub, err := st.s.opt.Hub.Subscribe(hub.Request{
-			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Wire: wireEvents, After: b.after, Durable: true,
+			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Wire: wireEvents, After: b.after, Durable: !st.presence, Presence: st.presence,
 			Resync: func(_ *hub.Subscription, reason string, head uint64) { st.resync(b.room, reason, head) },
 			Ended: func(_ *hub.Subscription, err error) {
 				p := gateway.NewProblem(err)
@@ -190,6 +219,8 @@ func (st *stream) OnDrain(*conn.Conn) {
 // OnClose implements conn.Handler.
 func (st *stream) OnClose(*conn.Conn, conn.CloseCode) {
 	st.mu.Lock()
+	st.greeted = false
+	st.stale.turn(st.s, 0)
 	subs := st.subs
 	st.subs = nil
 	st.mu.Unlock()
@@ -236,6 +267,17 @@ func (t *track) TrySend(f []byte) (bool, error) {
 	}
 	return ok, err
 }
+
+// SendSampled implements hub.Sampled.
+func (t *track) SendSampled(f []byte, since time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seqs[t.i]++
+	return t.conn.SendSampled(append(t.appendEventID(nil), f...), since)
+}
+
+// TrySendApart implements hub.Apart: what has no seq has no id either, so that a client that comes back names the last one that had.
+func (t *track) TrySendApart(f []byte) (bool, error) { return t.conn.TrySend(f) }
 
 // NotifyRoom implements hub.Subscriber.
 func (t *track) NotifyRoom(fn func()) { t.conn.NotifyRoom(fn) }

@@ -133,6 +133,8 @@ func TestEventStreamRefusals(t *testing.T) {
 		{"rooms=" + strings.Join(many, ","), petrel.CodeInvalidField},
 		{"rooms=nope", petrel.CodeRoomNotFound},
 		{"rooms=a,den", petrel.CodeRoomNotFound},
+		{"rooms=a&presence=yes", petrel.CodeInvalidField},
+		{"rooms=a&position=x", petrel.CodeInvalidPosition},
 		{"rooms=a&last_event_id=a", petrel.CodeInvalidField},
 		{"rooms=a&last_event_id=a~-1", petrel.CodeInvalidField},
 		{"rooms=a&last_event_id=e/", petrel.CodeInvalidField},
@@ -146,7 +148,9 @@ func TestEventStreamRefusals(t *testing.T) {
 
 func TestEventStreamEnds(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) { o.ReplayLimit = 1 })
+	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) {
+		o.ReplayLimit, o.Alone = 1, func() bool { return true }
+	})
 	s.room("ann", `{"id":"den","kind":"private","members":["bob"]}`)
 	next := s.listen(t, "rooms=den", s.as("bob"))
 	next()

@@ -10,14 +10,14 @@ import (
 
 // frame is one frame of a client, read and checked.
 type frame struct {
-	op      string
-	id      string // as sent, a whole number; "" for none
-	token   string
-	room    petrel.RoomID
-	after   *uint64
-	epoch   petrel.Epoch
-	active  bool // typing
-	message draft
+	op       string
+	id       string // as sent, a whole number; "" for none
+	token    string
+	room     petrel.RoomID
+	begin    begin // subscribe
+	presence bool  // subscribe
+	active   bool  // typing
+	message  draft
 }
 
 // idField is what an answer echoes.
@@ -31,7 +31,7 @@ func (f *frame) idField() string {
 // fields of a frame by op; "!" marks those that must be there. Every frame may have op, id and token (which counts in the first one).
 var fields = map[string][]string{
 	"auth":        {"token!"},
-	"subscribe":   {"room!", "after", "epoch"},
+	"subscribe":   {"room!", "after", "epoch", "position", "presence"},
 	"unsubscribe": {"room!"},
 	"send":        {"room!", "message!"},
 	"ping":        {},
@@ -101,14 +101,15 @@ func checkFields(raw map[string]json.RawMessage, op string, known []string) erro
 
 func (f *frame) fill(raw map[string]json.RawMessage) error {
 	f.active = true
-	if err := into(raw, "active", &f.active); err != nil {
-		return err
+	for name, v := range map[string]any{
+		"after": &f.begin.after, "epoch": &f.begin.epoch, "position": &f.begin.position, "presence": &f.presence, "active": &f.active,
+	} {
+		if err := into(raw, name, v); err != nil {
+			return err
+		}
 	}
-	if err := into(raw, "after", &f.after); err != nil {
-		return err
-	}
-	if err := into(raw, "epoch", &f.epoch); err != nil {
-		return err
+	if _, ok := raw["position"]; ok && f.begin.position == "" {
+		return petrel.Errorf(petrel.CodeInvalidPosition, "The position is empty. Leave it away to begin without waiting.")
 	}
 	if _, ok := raw["room"]; ok {
 		if err := into(raw, "room", &f.room); err != nil {

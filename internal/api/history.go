@@ -24,6 +24,14 @@ func HubOptions(view func(ctx context.Context, fn func(*projection.Reader) error
 		wireSocket: func(p *petrel.Publication) []byte { return conn.TextFrame(eventJSON(`{"op":"event",`, p)) },
 		wireEvents: func(p *petrel.Publication) []byte { return conn.SSEChunk("", "", eventJSON(`{`, p)) },
 	}
+	o.Rosters = []func(*hub.Roster) []byte{
+		wireSocket: func(r *hub.Roster) []byte {
+			return conn.TextFrame(rosterJSON(append([]byte(`{"op":"presence","room":"`), r.Channel.Name...), r))
+		},
+		wireEvents: func(r *hub.Roster) []byte {
+			return conn.SSEChunk("", "presence", rosterJSON(append([]byte(`{"room":"`), r.Channel.Name...), r))
+		},
+	}
 	o.History = func(ctx context.Context, w hub.Want) (page hub.Page, err error) {
 		room := petrel.RoomID(w.Channel.Name)
 		err = view(ctx, func(r *projection.Reader) error {
@@ -64,4 +72,21 @@ func eventJSON(begin string, p *petrel.Publication) []byte {
 	b = append(b, `","data":`...)
 	b = append(b, p.Data...)
 	return append(b, '}')
+}
+
+// rosterJSON completes an object that has begun with the name of its room. Ids need no escaping.
+func rosterJSON(b []byte, r *hub.Roster) []byte {
+	b = append(b, '"')
+	if r.Users != nil {
+		b = append(b, `,"users":[`...)
+		for i, user := range r.Users {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(append(append(b, `{"user":"`...), user...), `"}`...)
+		}
+		b = append(b, ']')
+	}
+	b = append(b, `,"count":`...)
+	return append(strconv.AppendInt(b, int64(r.Count), 10), '}')
 }

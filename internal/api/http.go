@@ -64,6 +64,7 @@ func (s *server) registerHTTP() {
 	s.registerRooms(api)
 	s.registerMessages(api)
 	s.registerReplay(api)
+	s.registerPresence(api)
 	s.describeStreams(api)
 	spec, err := api.OpenAPI().MarshalJSON()
 	if err != nil {
@@ -226,6 +227,8 @@ func (s *server) describeStreams(api huma.API) {
 			token,
 			{Name: "rooms", In: "query", Required: true, Description: "Up to 50 room ids, divided by commas.", Schema: &huma.Schema{Type: huma.TypeString}},
 			{Name: "last_event_id", In: "query", Description: "As Last-Event-ID, for a first request whose headers cannot be set.", Schema: &huma.Schema{Type: huma.TypeString}},
+			{Name: "position", In: "query", Description: "The newest Petrel-Position seen: a node that lags waits for it. Where headers can be set, Petrel-Position.", Schema: &huma.Schema{Type: huma.TypeString}},
+			{Name: "presence", In: "query", Description: "1: also who is in the rooms, who comes, goes and types. These events have no id.", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"1", "0"}}},
 			{Name: "Last-Event-ID", In: "header", Description: "The last id seen.", Schema: &huma.Schema{Type: huma.TypeString}},
 		},
 		Responses: map[string]*huma.Response{"200": {Description: "The stream", Content: map[string]*huma.MediaType{"text/event-stream": {}}}},

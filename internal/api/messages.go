@@ -93,7 +93,7 @@ func (s *server) registerMessages(api huma.API) {
 		Before whole `query:"before"`
 		After  whole `query:"after"`
 	},
-	) (*answer[chat.MessagePage], error) {
+	) (*reading[chat.MessagePage], error) {
 		if in.Before.Set && in.Before.Value == 0 {
 			return nil, petrel.Errorf(petrel.CodeInvalidField, "Nothing is before 0: leave before away to begin at the end.")
 		}
@@ -109,7 +109,7 @@ func (s *server) registerMessages(api huma.API) {
 		OfMessage
 		Positioned
 	},
-	) (*answer[messageBody], error) {
+	) (*reading[messageBody], error) {
 		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (messageBody, error) {
 			m, err := chat.GetMessage(r, a, in.Room, in.Message)
 			return of(m), err

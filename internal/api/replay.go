@@ -35,7 +35,7 @@ func (s *server) registerReplay(api huma.API) {
 		Limited
 		After whole `query:"after"`
 	},
-	) (*answer[chat.EventPage], error) {
+	) (*reading[chat.EventPage], error) {
 		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (chat.EventPage, error) {
 			return chat.ListEvents(r, a, in.Room, in.After.Value, in.Limit)
 		})
@@ -43,7 +43,7 @@ func (s *server) registerReplay(api huma.API) {
 	register(s, api, route{
 		id: "sync", method: http.MethodPost, path: "/v1/sync", tag: tag, summary: "Catch up with many rooms at once",
 		description: "For each room the events after the last seq seen. A room that cannot be read has a code instead. Nothing is written.",
-	}, func(ctx context.Context, in *syncRooms) (*answer[syncBody], error) {
+	}, func(ctx context.Context, in *syncRooms) (*reading[syncBody], error) {
 		rooms := make(map[petrel.RoomID]uint64, len(in.Body.Rooms))
 		for name, after := range in.Body.Rooms {
 			id, err := petrel.ParseRoomID(name)

@@ -84,7 +84,7 @@ func (s *server) registerRooms(api huma.API) {
 		After petrel.RoomID `query:"after" doc:"The last room of the page before."`
 		Open  bool          `query:"open"`
 	},
-	) (*answer[chat.RoomPage], error) {
+	) (*reading[chat.RoomPage], error) {
 		if in.After != "" {
 			if _, err := petrel.ParseRoomID(string(in.After)); err != nil {
 				return nil, err
@@ -100,7 +100,7 @@ func (s *server) registerRooms(api huma.API) {
 		InRoom
 		Positioned
 	},
-	) (*answer[roomBody], error) {
+	) (*reading[roomBody], error) {
 		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (roomBody, error) {
 			room, err := chat.GetRoom(r, a, in.Room)
 			return roomBody{room}, err
@@ -138,7 +138,7 @@ func (s *server) registerMembers(api huma.API, gone []petrel.Code) {
 		Limited
 		After petrel.UserID `query:"after" doc:"The last user of the page before."`
 	},
-	) (*answer[chat.MemberPage], error) {
+	) (*reading[chat.MemberPage], error) {
 		if in.After != "" {
 			if _, err := petrel.ParseUserID(string(in.After)); err != nil {
 				return nil, err
@@ -155,7 +155,7 @@ func (s *server) registerMembers(api huma.API, gone []petrel.Code) {
 		ForUser
 		Positioned
 	},
-	) (*answer[membershipBody], error) {
+	) (*reading[membershipBody], error) {
 		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (membershipBody, error) {
 			m, err := chat.GetMember(r, a, in.Room, in.User)
 			return of(m), err
@@ -206,12 +206,12 @@ func run[A, B any](ctx context.Context, s *server, key petrel.CommandID, cmd com
 }
 
 // read answers from the projection, at or after the position that the caller named.
-func read[B any](ctx context.Context, s *server, position string, fn func(r *projection.Reader, a petrel.Actor) (B, error)) (*answer[B], error) {
+func read[B any](ctx context.Context, s *server, position string, fn func(r *projection.Reader, a petrel.Actor) (B, error)) (*reading[B], error) {
 	if err := s.await(ctx, position); err != nil {
 		return nil, err
 	}
 	actor := gateway.CredentialOf(ctx).Actor
-	out := &answer[B]{Status: http.StatusOK}
+	out := &reading[B]{Status: http.StatusOK}
 	at, err := s.view(ctx, func(r *projection.Reader) (err error) {
 		out.Body, err = fn(r, actor)
 		return err
@@ -219,6 +219,6 @@ func read[B any](ctx context.Context, s *server, position string, fn func(r *pro
 	if err != nil {
 		return nil, err
 	}
-	out.Position = at.String()
+	out.Position, out.Stale = at.String(), s.staleHeader()
 	return out, nil
 }

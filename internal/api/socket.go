@@ -8,14 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
-	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 // maxBadFrames is how many frames of a connection may be unreadable: more are no accident.
@@ -37,8 +35,11 @@ type session struct {
 	gone    bool
 	cred    gateway.Credential // Kind 0 until authenticated. Written by the worker, which may therefore read it without the lock
 	subs    map[petrel.RoomID]*hub.Subscription
+	greeted bool // hello was sent
+	stale   staleMark
 
 	// The worker's own.
+	lags  lag
 	bad   int
 	typed limit.Bucket           // frames of typing
 	warm  map[petrel.RoomID]bool // rooms in which a message of ours was accepted
@@ -117,6 +118,7 @@ func (s *server) successors() string {
 func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 	c.mu.Lock()
 	c.gone = true
+	c.stale.turn(c.s, 0)
 	c.inbox = nil
 	subs := c.subs
 	c.subs = nil
@@ -258,9 +260,14 @@ func closeFor(err error) conn.CloseCode {
 func (c *session) welcome() {
 	c.conn.CloseAt(c.cred.Expires, conn.CloseTokenExpired, "The token has expired. Come back with a new one.")
 	closeUnlessStill(c.conn, c.cred)
-	h := c.s.opt.Heartbeat
-	c.send(`{"op":"hello","conn":%q,"user":%q,"node":%q,"epoch":%q,"heartbeat":{"interval_ms":%d,"grace_ms":%d,"epoch":%d}}`,
-		c.conn.ID(), c.cred.Actor.User, c.s.opt.Node, c.s.opt.Projection.Applied().Epoch, h.Interval.Milliseconds(), h.Grace.Milliseconds(), h.Epoch)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h, stale := c.s.opt.Heartbeat, c.s.stale()
+	c.send(`{"op":"hello","conn":%q,"user":%q,"node":%q,"epoch":%q,"stale_ms":%d,"heartbeat":{"interval_ms":%d,"grace_ms":%d,"epoch":%d}}`,
+		c.conn.ID(), c.cred.Actor.User, c.s.opt.Node, c.s.opt.Projection.Applied().Epoch, stale.Milliseconds(), h.Interval.Milliseconds(), h.Grace.Milliseconds(), h.Epoch)
+	if c.greeted = true; !c.gone {
+		c.stale.turn(c.s, stale)
+	}
 }
 
 func (c *session) badFrame(id string, err error) {
@@ -286,8 +293,11 @@ func (c *session) refuse(f frame, err error) {
 	}
 	retry := ""
 	var e *petrel.Error
-	if errors.As(err, &e) && e.RetryAfter > 0 {
+	switch {
+	case errors.As(err, &e) && e.RetryAfter > 0:
 		retry = fmt.Sprintf(`,"retry_after_ms":%d`, max(1, e.RetryAfter.Milliseconds()))
+	case p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests:
+		retry = `,"retry_after_ms":1000`
 	}
 	c.send(`{"op":"error"%s,"code":"%s","detail":%s%s}`, f.idField(), p.Code, quote(p.Detail), retry)
 }
@@ -351,25 +361,30 @@ func (c *session) subscribe(f frame) error {
 	}
 	ctx, cancel := context.WithTimeout(c.life, c.s.opt.CommandTimeout)
 	defer cancel()
-	head, at, err := c.s.head(ctx, c.cred.Actor, f.room)
-	if err != nil {
+	if err := c.lags.again(f.begin.position); err != nil {
 		return err
 	}
-	after := head
-	if f.after != nil {
-		after = *f.after
+	head, at, resync, err := c.s.reach(ctx, c.cred.Actor, f.room, f.begin)
+	if err != nil {
+		c.lags.note(f.begin.position, err)
+		return err
 	}
-	if reason := c.s.cannotResume(f, after, head, at.Epoch); reason != "" {
-		c.s.metrics.resyncs.WithLabelValues(reason).Inc()
-		c.send(`{"op":"ok"%s,"room":%q,"head":%d,"epoch":%q}`, f.idField(), f.room, head, at.Epoch)
-		c.send(`{"op":"resync","room":%q,"reason":%q,"head":%d}`, f.room, reason, head)
+	ok := fmt.Sprintf(`{"op":"ok"%s,"room":%q,"head":%d,"epoch":%q,"position":%q}`, f.idField(), f.room, head, at.Epoch, at.String())
+	if resync != "" {
+		c.s.metrics.resyncs.WithLabelValues(resync).Inc()
+		c.send("%s", ok)
+		c.send(`{"op":"resync","room":%q,"reason":%q,"head":%d}`, f.room, resync, head)
 		return nil
 	}
-	return c.join(f, after, head, at.Epoch)
+	after := head
+	if f.begin.after != nil {
+		after = *f.begin.after
+	}
+	return c.join(f, after, ok)
 }
 
 // join subscribes; the answer is queued before the first event.
-func (c *session) join(f frame, after, head uint64, epoch petrel.Epoch) error {
+func (c *session) join(f frame, after uint64, ok string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
@@ -377,10 +392,8 @@ func (c *session) join(f frame, after, head uint64, epoch petrel.Epoch) error {
 	}
 	room := f.room
 	sub, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Actor: c.cred.Actor, Wire: wireSocket, After: after,
-		Admitted: func() {
-			c.send(`{"op":"ok"%s,"room":%q,"head":%d,"epoch":%q}`, f.idField(), room, head, epoch)
-		},
+		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Actor: c.cred.Actor, Wire: wireSocket, After: after, Presence: f.presence,
+		Admitted: func() { c.send("%s", ok) },
 		Resync: func(s *hub.Subscription, reason string, head uint64) {
 			c.left(room, s)
 			c.s.metrics.resyncs.WithLabelValues(reason).Inc()
@@ -428,26 +441,22 @@ func (c *session) credential() gateway.Credential {
 	return c.cred
 }
 
-// head reads a room's head, after the check of rights, and what it is the head of.
-func (s *server) head(ctx context.Context, actor petrel.Actor, room petrel.RoomID) (head uint64, at petrel.Position, err error) {
-	at, err = s.view(ctx, func(r *projection.Reader) (err error) {
-		head, err = chat.Head(r, actor, room)
-		return err
-	})
-	return head, at, err
+// lag remembers a position that this node did not reach in time, so that a client with many rooms does not wait for it once for each.
+type lag struct {
+	position string
+	until    time.Time
 }
 
-// cannotResume says why a position cannot be served, "" when it can.
-func (s *server) cannotResume(f frame, after, head uint64, epoch petrel.Epoch) string {
-	switch {
-	case f.after == nil:
-		return ""
-	case f.epoch != "" && f.epoch != epoch:
-		return "epoch"
-	case after > head:
-		return "ahead"
-	case head-after > s.opt.ReplayLimit:
-		return "too_old"
+func (l *lag) note(position string, err error) {
+	if position != "" && petrel.CodeOf(err) == petrel.CodeTimeout {
+		l.position, l.until = position, time.Now().Add(time.Second)
 	}
-	return ""
+}
+
+// again says that a position was not reached just now, nil when it is worth a try.
+func (l *lag) again(position string) error {
+	if position != "" && position == l.position && time.Now().Before(l.until) {
+		return timeout("position was applied here")
+	}
+	return nil
 }

@@ -224,7 +224,9 @@ func TestSocketRenewsItsToken(t *testing.T) {
 
 func TestSocketErrors(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) { o.MaxSubscriptions = 1; o.ReplayLimit = 2 })
+	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) {
+		o.MaxSubscriptions, o.ReplayLimit, o.Alone = 1, 2, func() bool { return true }
+	})
 	s.room("ann", `{"id":"r","kind":"open"}`)
 	s.room("ann", `{"id":"den","kind":"private"}`)
 	s.room("ann", `{"id":"r2","kind":"open"}`)
@@ -243,6 +245,9 @@ func TestSocketErrors(t *testing.T) {
 		{`{"op":"typing","id":5}`, "invalid_field"},
 		{`{"op":"typing","id":5,"room":"r","active":"yes"}`, "invalid_field"},
 		{`{"op":"read","id":5,"room":"r","seq":1}`, "invalid_field"},
+		{`{"op":"subscribe","id":5,"room":"r","presence":1}`, "invalid_field"},
+		{`{"op":"subscribe","id":5,"room":"r","position":""}`, "invalid_position"},
+		{`{"op":"subscribe","id":5,"room":"r","position":"nobody gave it out"}`, "invalid_position"},
 	} {
 		p.write(c.frame)
 		if f := p.read(); f.Op != "error" || f.ID != 5 || f.Code != c.code {
@@ -642,7 +647,7 @@ func waitFor(t *testing.T, ok func() bool) {
 // FuzzFrame: no frame makes the reader panic, and what it lets through keeps the rules.
 func FuzzFrame(f *testing.F) {
 	for _, s := range []string{
-		`{"op":"subscribe","id":1,"room":"lobby","after":41,"epoch":"x"}`, `{"op":"send","id":2,"room":"lobby","message":{"id":"a","text":"hi","custom":{"a":[1]},"mentions":["bob"]}}`,
+		`{"op":"subscribe","id":1,"room":"lobby","after":41,"epoch":"x","position":"AAAB","presence":true}`, `{"op":"typing","room":"lobby","active":false}`, `{"op":"send","id":2,"room":"lobby","message":{"id":"a","text":"hi","custom":{"a":[1]},"mentions":["bob"]}}`,
 		`{"op":"auth","token":"x"}`, `{"op":"ping"}`, `{"op":"ping","id":9007199254740993}`, `{"op":"read","seq":null}`, `{"op":"send","room":"a","message":null}`, `{"\u006fp":"ping"}`, `{"op":"\ud800"}`,
 	} {
 		f.Add([]byte(s))

@@ -322,6 +322,10 @@ type peer struct {
 type heard struct {
 	Op, Code, Detail, Room, Type, Reason, Epoch, User, Conn, Node, Position string
 	ID, Seq, Head                                                           uint64
+	Users                                                                   []presentUser
+	Count                                                                   int
+	ForMS                                                                   *int `json:"for_ms"`
+	StaleMS                                                                 *int `json:"stale_ms"`
 	Repeated                                                                bool
 	Message                                                                 chat.Message
 	Data                                                                    json.RawMessage

@@ -233,6 +233,14 @@ type answer[B any] struct {
 	Body     B
 }
 
+// reading is the answer to a read.
+type reading[B any] struct {
+	Status   int
+	Position string `header:"Petrel-Position" doc:"Opaque: send it with a read that must show this."`
+	Stale    string `header:"Petrel-Stale" doc:"Absent while the node is in touch with the leader; else for how many seconds it has not been, so that newer things may exist elsewhere."`
+	Body     B
+}
+
 // Names of the kinds and roles, as parsed from a body whose schema was checked.
 func kindOf(k roomKind) event.RoomKind {
 	var out event.RoomKind

@@ -170,7 +170,7 @@ var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.Me
 func (g *Gateway) apiRoute(w http.ResponseWriter, r *http.Request, handler http.Handler) (done bool, err error) {
 	h := w.Header()
 	h.Set("Access-Control-Allow-Origin", "*")
-	h.Set("Access-Control-Expose-Headers", "Petrel-Position, Retry-After, X-Request-Id")
+	h.Set("Access-Control-Expose-Headers", "Petrel-Position, Petrel-Stale, Retry-After, X-Request-Id")
 	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cache-Control", "no-store")
