@@ -37,10 +37,11 @@
 // again. Nobody misses them, because every durable subscription begins from a position it names and
 // reads the gap from the projection; connections of this node died with it.
 //
-// One call of Apply is one transaction, however large: the log's records hold whole batches, and a
-// projection that stood in the middle of one would not fit the chain it verifies. Cutting by rows was
-// tried on paper and dropped for that reason; a batch has at most 1,000 entries, and the log may hand
-// in fewer batches at a time.
+// One call of Apply is one transaction, however large, unless somebody asks for the state in between
+// (PinAt); then it ends at the end of a batch (Record.Mark) and another follows. It never ends within a batch: a
+// projection that stood in the middle of one would not fit the chain that the log verifies. Cutting by
+// rows was tried on paper and dropped for that reason; a batch has at most 1,000 entries, and the log may
+// hand in fewer batches at a time.
 //
 // # Disk full
 //
@@ -139,6 +140,7 @@ type Loop struct {
 
 	waiters waiters
 	proofs  *proofs
+	pins    pins
 	trace   []byte // of the entry being folded; kept for its room
 }
 
@@ -198,6 +200,7 @@ func (l *Loop) Apply(ctx context.Context, recs []petrel.Record, mark uint64) err
 	if err != nil && ctx.Err() == nil {
 		l.failed = err
 		l.waiters.fail(err)
+		l.pins.serve(l, nil)
 	}
 	return err
 }
@@ -216,12 +219,22 @@ func (l *Loop) apply(ctx context.Context, recs []petrel.Record, mark uint64) err
 	if len(recs) == 0 && mark <= l.Applied().Mark {
 		return nil
 	}
-	t, err := l.transaction(ctx, recs, entries, mark)
-	if err != nil {
-		return err
+	for { // once, unless somebody has asked for the state at the end of a batch within
+		n, due := l.pins.cut(recs)
+		end := mark
+		if n < len(recs) {
+			end = recs[n-1].Mark
+		}
+		t, err := l.transaction(ctx, recs[:n], entries[:n], end)
+		if err != nil {
+			return err
+		}
+		l.finish(t)
+		l.pins.serve(l, due)
+		if recs, entries = recs[n:], entries[n:]; len(recs) == 0 {
+			return nil
+		}
 	}
-	l.finish(t)
-	return nil
 }
 
 // unseen drops the records that are folded already; it refuses a gap, and another history.

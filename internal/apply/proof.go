@@ -22,12 +22,16 @@ type Proof struct {
 // proofs is a ring of the last Proofs proofs. It knows the indices from low to high, both included.
 type proofs struct {
 	mu        sync.Mutex // guards what follows
-	ring      []Proof    // by index modulo its length
+	size      uint64
+	ring      map[uint64][]Proof // pieces of the ring, made when they are needed
 	low, high uint64
 }
 
-func newProofs(at petrel.Applied, size int) *proofs {
-	p := &proofs{ring: make([]Proof, size)}
+// proofPiece is how many proofs share a piece of the ring. Proofs is a multiple of it.
+const proofPiece = 1 << 10
+
+func newProofs(at petrel.Applied, size uint64) *proofs {
+	p := &proofs{size: size, ring: map[uint64][]Proof{}}
 	p.reset(at)
 	return p
 }
@@ -49,12 +53,20 @@ func (p *proofs) add(results []result) {
 		p.high = r.outcome.index
 		p.put(p.high, r.proof)
 	}
-	if n := uint64(len(p.ring)); p.high >= n {
-		p.low = max(p.low, p.high-n+1)
+	if p.high >= p.size {
+		p.low = max(p.low, p.high-p.size+1)
 	}
 }
 
-func (p *proofs) put(index uint64, v Proof) { p.ring[index%uint64(len(p.ring))] = v }
+func (p *proofs) put(index uint64, v Proof) {
+	slot := index % p.size
+	piece := p.ring[slot/proofPiece]
+	if piece == nil {
+		piece = make([]Proof, min(p.size, proofPiece))
+		p.ring[slot/proofPiece] = piece
+	}
+	piece[slot%proofPiece] = v
+}
 
 func (p *proofs) at(index uint64) (Proof, bool) {
 	p.mu.Lock()
@@ -62,7 +74,8 @@ func (p *proofs) at(index uint64) (Proof, bool) {
 	if index < p.low || index > p.high {
 		return Proof{}, false
 	}
-	return p.ring[index%uint64(len(p.ring))], true
+	slot := index % p.size
+	return p.ring[slot/proofPiece][slot%proofPiece], true
 }
 
 func (p *proofs) last() Proof {
