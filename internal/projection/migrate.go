@@ -18,6 +18,8 @@ type Module struct {
 	// Migrations are SQL scripts, each run once, in order, all missing ones in one transaction.
 	// Never change or remove one that was released; append. No comment after the last statement.
 	Migrations []string
+	// Local names tables that are not the same on every replica: a scrub leaves them out.
+	Local []string
 }
 
 // self is the projection's own schema. It comes before all others.
