@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/api"
 	"github.com/petrel-chat/petrel/internal/hub"
@@ -20,8 +21,16 @@ func (n *Node) mountAPI(p *publicSide) {
 	p.api = api.Register(api.Options{
 		Gateway: p.gateway, Hub: n.hub, Desk: n.opt.Faults.desk(n.desk), Projection: n.shard.store, Waiting: n.shard.loop,
 		Node: petrel.NodeID(n.cfg.Name), Version: n.opt.Build.Version, ReplayLimit: uint64(n.cfg.ReplayLimit), //nolint:gosec // checked to be positive
-		Alone: n.alone, Successors: n.successors, Logger: n.logger, Registerer: n.reg,
+		Alone: n.alone, Successors: n.successors, Stale: n.stale(), Logger: n.logger, Registerer: n.reg,
 	})
+}
+
+// stale is nil for a node that is always in touch, with itself.
+func (n *Node) stale() func() time.Duration {
+	if n.watch == nil {
+		return nil
+	}
+	return n.watch.stale
 }
 
 // successors are where clients go when this node leaves.
