@@ -473,3 +473,62 @@ func TestCrashWhileInstalling(t *testing.T) {
 		t.Fatal(diff)
 	}
 }
+
+// A node whose disk was lost comes back as another member, where the lost one was. It does not answer for the lost
+// one: with its acknowledgements there would be a quorum that has nothing.
+func TestStreamsForTheLostMember(t *testing.T) {
+	t.Parallel()
+	m := newMates(t, nil)
+	lead := m.leader()
+	lost, other := (lead+1)%3, (lead+2)%3
+	m.shut(other)
+	m.shut(lost)
+	net, err := m.mesh.Join(string(m.name(lost)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := raftlog.Open(t.Context(), raftlog.Options{
+		Dir: t.TempDir(), Node: "fresh", Applier: raftlogtest.NewRecorder(), Network: net, MinFree: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shut(t, fresh)
+	if _, err := m.logs[lead].Append(t.Context(), [][]byte{[]byte("x")}); err == nil {
+		t.Error("acknowledged by one of three")
+	}
+	if s := fresh.Status(); s.LastMark != 0 || s.Term != 0 {
+		t.Errorf("the new member has heard of the group: %+v", s)
+	}
+}
+
+// Leadership is not offered to one that stands still, and one that stood still when it was offered holds up nobody.
+func TestTransferToTheSilent(t *testing.T) {
+	t.Parallel()
+	f := newFlock(t, 3)
+	for _, name := range []petrel.NodeID{"a", "b", "c"} {
+		f.join(name)
+	}
+	f.untilVoters("a", "b", "c")
+	lead := f.leader()
+	var silent petrel.NodeID
+	for _, name := range f.voters() {
+		if name != lead.Status().Node {
+			silent = name
+		}
+	}
+	f.mesh.Freeze(string(silent))
+	defer f.mesh.Thaw(string(silent))
+	if err := lead.TransferLeadership(t.Context(), silent); err == nil {
+		t.Error("leadership went to one that stands still")
+	}
+	until(t, func() error {
+		_, err := f.leader().Append(t.Context(), [][]byte{[]byte("x")})
+		return err
+	})
+	f.silence(silent, true)
+	until(t, func() error { return f.leader().TransferLeadership(t.Context(), "") })
+	if now := f.leader().Status().Node; now == silent {
+		t.Errorf("%s leads", now)
+	}
+}

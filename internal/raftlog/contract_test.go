@@ -74,11 +74,15 @@ type diskSystem struct {
 }
 
 func newDiskSystem(t *testing.T, n int) *diskSystem {
-	log := slog.New(slog.DiscardHandler)
+	return &diskSystem{dir: t.TempDir(), n: n, mesh: raftlogtest.NewMesh(), log: logger(t)}
+}
+
+// logger shows what the logs say, with -v.
+func logger(t *testing.T) *slog.Logger {
 	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(t.Output(), nil))
+		return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	return &diskSystem{dir: t.TempDir(), n: n, mesh: raftlogtest.NewMesh(), log: log}
+	return slog.New(slog.DiscardHandler)
 }
 
 func (s *diskSystem) Members() int             { return s.n }

@@ -186,8 +186,8 @@ func newForwarder(m *mux) *forwarder {
 }
 
 // exchange sends one frame and reads the reply. sent says whether the leader may have got it.
-func (f *forwarder) exchange(ctx context.Context, addr string, req []byte) (kind byte, body []byte, sent bool, err error) {
-	c, err := f.conn(ctx, addr)
+func (f *forwarder) exchange(ctx context.Context, to string, req []byte) (kind byte, body []byte, sent bool, err error) {
+	c, err := f.conn(ctx, to)
 	if err != nil {
 		return 0, nil, false, err
 	}
@@ -198,44 +198,44 @@ func (f *forwarder) exchange(ctx context.Context, addr string, req []byte) (kind
 	}
 	if !stop() || err != nil {
 		_ = c.Close()
-		f.forget(addr)
+		f.forget(to)
 		return kind, body, true, errors.Join(err, context.Cause(ctx))
 	}
-	f.keep(addr, c)
+	f.keep(to, c)
 	return kind, body, true, nil
 }
 
-func (f *forwarder) conn(ctx context.Context, addr string) (net.Conn, error) {
+func (f *forwarder) conn(ctx context.Context, to string) (net.Conn, error) {
 	f.mu.Lock()
-	if n := len(f.idle[addr]); n > 0 {
-		c := f.idle[addr][n-1]
-		f.idle[addr] = f.idle[addr][:n-1]
+	if n := len(f.idle[to]); n > 0 {
+		c := f.idle[to][n-1]
+		f.idle[to] = f.idle[to][:n-1]
 		f.mu.Unlock()
 		return c, nil
 	}
 	f.mu.Unlock()
-	return f.mux.dial(ctx, addr, streamForward)
+	return f.mux.dial(ctx, to, streamForward)
 }
 
-func (f *forwarder) keep(addr string, c net.Conn) {
+func (f *forwarder) keep(to string, c net.Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed || len(f.idle[addr]) >= 4 {
+	if f.closed || len(f.idle[to]) >= 4 {
 		_ = c.Close()
 		return
 	}
-	f.idle[addr] = append(f.idle[addr], c)
+	f.idle[to] = append(f.idle[to], c)
 }
 
-// forget closes the idle streams to addr: where one broke the others are no better, and each would cost an
+// forget closes the idle streams to a member: where one broke the others are no better, and each would cost an
 // append its answer.
-func (f *forwarder) forget(addr string) {
+func (f *forwarder) forget(to string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range f.idle[addr] {
+	for _, c := range f.idle[to] {
 		_ = c.Close()
 	}
-	delete(f.idle, addr)
+	delete(f.idle, to)
 }
 
 func (f *forwarder) close() {
@@ -283,7 +283,7 @@ func (l *raftLog) forwardAppend(ctx context.Context, payloads [][]byte) (uint64,
 	l.fwd.mu.Unlock()
 	l.m.forwarded.Inc()
 	q := request{kind: kindAppend, term: term, session: l.fwd.session, number: number, payloads: payloads}
-	kind, body, sent, err := l.fwd.exchange(ctx, to.addr, q.encode())
+	kind, body, sent, err := l.fwd.exchange(ctx, at(string(to.id), to.addr), q.encode())
 	if err != nil && !sent {
 		return 0, fmt.Errorf("raftlog: %w: reach the leader: %w", petrel.ErrNotAppended, err)
 	}
@@ -311,7 +311,7 @@ func (l *raftLog) forwardBarrier(ctx context.Context) (uint64, error) {
 	l.fwd.mu.Lock()
 	lost := l.fwd.lost
 	l.fwd.mu.Unlock()
-	kind, body, _, err := l.fwd.exchange(ctx, to.addr, request{kind: kindBarrier, session: l.fwd.session, number: lost}.encode())
+	kind, body, _, err := l.fwd.exchange(ctx, at(string(to.id), to.addr), request{kind: kindBarrier, session: l.fwd.session, number: lost}.encode())
 	if err == nil {
 		var index uint64
 		if index, err = decodeReply(kind, body); err == nil {

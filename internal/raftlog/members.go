@@ -1,9 +1,11 @@
 package raftlog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,21 +44,48 @@ func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) erro
 		return l.notNow("transfer leadership", err)
 	}
 	defer l.release()
-	err := l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
-		if to == "" {
-			return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
-		}
-		for _, m := range members(r) {
-			if m.ID == to && m.Voter {
-				return r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(m.Addr))
+	heirs := []petrel.NodeID{to}
+	if to == "" {
+		heirs = l.heirs(ctx)
+	}
+	err := l.notNow("transfer leadership", errors.New("no other voter answers"))
+	for _, id := range heirs {
+		err = l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
+			if id == "" {
+				return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
 			}
+			for _, m := range members(r) {
+				if m.ID == id && m.Voter {
+					return r.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(m.Addr))
+				}
+			}
+			return answered{fmt.Errorf("%s is not a voter of the group", id)}
+		})
+		if err == nil {
+			l.untilLed(ctx)
+			return nil
 		}
-		return answered{fmt.Errorf("%s is not a voter of the group", to)}
-	})
-	if err == nil {
-		l.untilLed(ctx)
 	}
 	return err
+}
+
+// heirs are who may lead next, the most advanced first. raft would pick by what it has sent to each, also to one that
+// is dead. "" stands for its pick, when nobody can be asked.
+func (l *raftLog) heirs(ctx context.Context) []petrel.NodeID {
+	if l.o.MemberStats == nil {
+		return []petrel.NodeID{""}
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.o.Heartbeat/2)
+	defer cancel()
+	voters := slices.DeleteFunc(members(l.raft()), func(m Member) bool { return !m.Voter || m.ID == l.o.Node })
+	said := l.o.MemberStats(ctx, voters)
+	voters = slices.DeleteFunc(voters, func(m Member) bool { return !said[m.ID].Alive })
+	slices.SortStableFunc(voters, func(a, b Member) int { return cmp.Compare(said[b.ID].LastMark, said[a.ID].LastMark) })
+	out := make([]petrel.NodeID, len(voters))
+	for i, m := range voters {
+		out[i] = m.ID
+	}
+	return out
 }
 
 // untilLed waits until this node has heard of another leader, for as long as it would wait before an election.

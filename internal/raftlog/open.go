@@ -62,7 +62,7 @@ func (l *raftLog) open(ctx context.Context) error {
 		return err
 	}
 	if l.o.Network != nil {
-		l.mux = newMux(l.o.Network, l.serveForward)
+		l.mux = newMux(l.o.Network, l.o.Node, l.serveForward)
 		l.fwd = newForwarder(l.mux)
 	}
 	if len(conf.Servers) == 0 && l.o.Bootstrap {

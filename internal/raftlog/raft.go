@@ -123,9 +123,9 @@ func (l *raftLog) transport() raft.Transport {
 		_, t := raft.NewInmemTransport(raft.ServerAddress(l.o.Node))
 		return t
 	}
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	return transport{patience: l.o.Heartbeat, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: l.mux.raft, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLog(l.log),
-	})
+	})}
 }
 
 // watchLeadership readies a new leader, so that its first append need not, and runs autopilot while it leads.

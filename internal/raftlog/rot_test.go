@@ -80,7 +80,7 @@ func (m *mates) open(i int) error {
 	}
 	o := raftlog.Options{
 		Dir: m.dirs[i], Node: m.name(i), Applier: m.apps[i], Bootstrap: i == 0, Network: net, MinFree: 1, SegmentSize: 16 << 10,
-		OnFatal: func(err error) { m.fatal[i] <- err },
+		OnFatal: func(err error) { m.fatal[i] <- err }, Logger: logger(m.t),
 	}
 	if m.tune != nil {
 		m.tune(i, &o)

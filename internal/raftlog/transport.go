@@ -3,16 +3,21 @@ package raftlog
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // Network reaches the other members of one group by streams. What lies below (one TLS port
-// with ALPN, loopback in tests) is the caller's matter; raftlog only puts one byte in front
-// of each stream that says what it carries. Open takes the Network over: Close closes it.
+// with ALPN, loopback in tests) is the caller's matter; raftlog only puts a few bytes in front
+// of each stream that say what it carries and for whom. Open takes the Network over: Close closes it.
 type Network interface {
 	// Accept returns the next stream from another member; an error that wraps
 	// net.ErrClosed after Close.
@@ -24,7 +29,10 @@ type Network interface {
 	Close() error
 }
 
-// The first byte of a stream.
+// A stream begins with its kind, and the length (1 byte) and id of the member that it is meant for. Addresses are
+// used again: a node whose disk was lost comes back as another member at the same place, and a leader that
+// knows only the old one would count its acknowledgements, and a candidate its vote, as those of the member that was
+// lost. So a member refuses what is not for it.
 const (
 	streamRaft    byte = 'r' // raft.NetworkTransport
 	streamForward byte = 'f' // forward.go
@@ -33,6 +41,7 @@ const (
 // mux tells the streams of a Network apart and owns the accepting goroutine.
 type mux struct {
 	net     Network
+	self    string         // the member's id
 	forward func(net.Conn) // serves one stream; returns when it ends
 	raft    *streamLayer
 	ctx     context.Context // ends with close
@@ -44,8 +53,8 @@ type mux struct {
 	wg     sync.WaitGroup
 }
 
-func newMux(n Network, forward func(net.Conn)) *mux {
-	m := &mux{net: n, forward: forward, conns: map[net.Conn]struct{}{}}
+func newMux(n Network, self petrel.NodeID, forward func(net.Conn)) *mux {
+	m := &mux{net: n, self: string(self), forward: forward, conns: map[net.Conn]struct{}{}}
 	m.ctx, m.end = context.WithCancel(context.Background())
 	m.raft = &streamLayer{mux: m, in: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	return m
@@ -75,11 +84,13 @@ func (m *mux) accept() {
 }
 
 func (m *mux) serve(c net.Conn) {
-	var kind [1]byte
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
-	_, err := c.Read(kind[:])
+	kind, id, err := readPreface(c)
 	_ = c.SetReadDeadline(time.Time{})
-	if err == nil && kind[0] == streamRaft {
+	if err == nil && id != m.self {
+		err = fmt.Errorf("meant for member %q", id)
+	}
+	if err == nil && kind == streamRaft {
 		m.mu.Lock()
 		delete(m.conns, c)
 		m.mu.Unlock()
@@ -89,9 +100,19 @@ func (m *mux) serve(c net.Conn) {
 		return
 	}
 	defer m.untrack(c)
-	if err == nil && kind[0] == streamForward {
+	if err == nil && kind == streamForward {
 		m.forward(c)
 	}
+}
+
+func readPreface(r io.Reader) (kind byte, id string, err error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, "", err
+	}
+	b := make([]byte, head[1])
+	_, err = io.ReadFull(r, b)
+	return head[0], string(b), err
 }
 
 func (m *mux) track(c net.Conn) bool {
@@ -126,12 +147,19 @@ func (m *mux) close() {
 	m.wg.Wait()
 }
 
-func (m *mux) dial(ctx context.Context, addr string, kind byte) (net.Conn, error) {
-	c, err := m.net.Dial(ctx, addr)
+// at names a member and where it is, for mux.dial.
+func at(id, addr string) string { return id + "@" + addr }
+
+func (m *mux) dial(ctx context.Context, to string, kind byte) (net.Conn, error) {
+	i := strings.LastIndexByte(to, '@') // no address has one
+	if i < 0 || i > 255 {
+		return nil, fmt.Errorf("raftlog: %q does not name a member", to)
+	}
+	c, err := m.net.Dial(ctx, to[i+1:])
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.Write([]byte{kind}); err != nil {
+	if _, err := c.Write(append([]byte{kind, byte(i)}, to[:i]...)); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
@@ -227,4 +255,57 @@ func (c *ownedConn) Close() error {
 	delete(c.s.conns, c.Conn)
 	c.s.mu.Unlock()
 	return c.Conn.Close()
+}
+
+// transport is raft's own, with members called by name and address.
+type transport struct {
+	*raft.NetworkTransport
+	patience time.Duration // for handing over leadership
+}
+
+var (
+	_ raft.Transport   = transport{}
+	_ raft.WithPreVote = transport{}
+)
+
+func target(id raft.ServerID, addr raft.ServerAddress) raft.ServerAddress {
+	return raft.ServerAddress(at(string(id), string(addr)))
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t transport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
+	return t.NetworkTransport.AppendEntriesPipeline(id, target(id, addr))
+}
+
+// AppendEntries implements raft.Transport.
+func (t transport) AppendEntries(id raft.ServerID, addr raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	return t.NetworkTransport.AppendEntries(id, target(id, addr), q, a)
+}
+
+// RequestVote implements raft.Transport.
+func (t transport) RequestVote(id raft.ServerID, addr raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
+	return t.NetworkTransport.RequestVote(id, target(id, addr), q, a)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t transport) RequestPreVote(id raft.ServerID, addr raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
+	return t.NetworkTransport.RequestPreVote(id, target(id, addr), q, a)
+}
+
+// InstallSnapshot implements raft.Transport.
+func (t transport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, r io.Reader) error {
+	return t.NetworkTransport.InstallSnapshot(id, target(id, addr), q, a, r)
+}
+
+// TimeoutNow implements raft.Transport. A leader that hands over takes no appends until this is answered, also when
+// it has long given up: so one that stands still is not waited for.
+func (t transport) TimeoutNow(id raft.ServerID, addr raft.ServerAddress, q *raft.TimeoutNowRequest, _ *raft.TimeoutNowResponse) error {
+	done := make(chan error, 1)
+	go func() { done <- t.NetworkTransport.TimeoutNow(id, target(id, addr), q, new(raft.TimeoutNowResponse)) }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(t.patience):
+		return fmt.Errorf("no answer from %s in %v", id, t.patience)
+	}
 }

@@ -446,6 +446,9 @@ func transfer(t *testing.T, c *cell) {
 	if err := c.logs[to].TransferLeadership(c.ctx, ""); !errors.Is(err, petrel.ErrNotAppended) {
 		t.Fatalf("a follower gave leadership away: %v", err)
 	}
+	if err := c.logs[from].TransferLeadership(c.ctx, "a stranger"); !errors.Is(err, petrel.ErrNotAppended) {
+		t.Fatalf("leadership was given to a stranger: %v", err)
+	}
 	c.retry(func() error { return c.logs[from].TransferLeadership(c.ctx, c.sys.Name(to)) })
 	if lead := c.leader(); lead != to {
 		t.Logf("member %d leads, not %d: an election came in between", lead, to)
@@ -463,5 +466,75 @@ func removed(t *testing.T, c *cell) {
 	c.want("before", "after")
 	if n := len(c.logs[lead].Status().Members); n != len(c.logs)-1 {
 		t.Fatalf("%d members", n)
+	}
+}
+
+// replaced: a member is stopped and started again, then loses its disk for ever and comes back as another one, which
+// has a vote like everybody.
+func replaced(t *testing.T, c *cell) {
+	c.append(0, "a")
+	gone := c.follower()
+	c.stop(gone)
+	from := c.leader()
+	c.append(from, "b")
+	c.open(gone)
+	c.want("a", "b")
+	c.stop(gone)
+	c.append(from, "c")
+
+	fresh := len(c.logs)
+	c.logs, c.apps = append(c.logs, nil), append(c.apps, NewRecorder())
+	c.sys.Heal(fresh)
+	c.open(fresh)
+	name := c.sys.Name(fresh)
+	c.retry(func() error { return c.logs[c.leader()].AddNonvoter(c.ctx, name, string(name)) })
+	c.want("a", "b", "c")
+	c.retry(func() error { return c.logs[c.leader()].Remove(c.ctx, c.sys.Name(gone)) })
+	c.retry(func() error { return c.logs[c.leader()].AddVoter(c.ctx, name, string(name)) })
+	c.retry(func() error { return holds(c.logs[c.leader()].Status().Members, c.sys.Name(gone), name) })
+
+	lost := c.leader()
+	c.stop(lost) // two of three are left, one of them the new one
+	c.append(fresh, "d")
+	c.open(lost)
+	c.want("a", "b", "c", "d")
+}
+
+// holds says whether there are three voters, fresh among them and gone not.
+func holds(members []raftlog.Member, gone, fresh petrel.NodeID) error {
+	voters, there := 0, false
+	for _, m := range members {
+		if m.Voter {
+			voters++
+		}
+		there = there || m.ID == fresh && m.Voter
+		if m.ID == gone {
+			return fmt.Errorf("%s is still there: %v", gone, members)
+		}
+	}
+	if voters != 3 || !there {
+		return fmt.Errorf("the voters are not three with %s: %v", fresh, members)
+	}
+	return nil
+}
+
+func stats(t *testing.T, c *cell) {
+	c.append(0, "a")
+	c.settle()
+	for i, l := range c.logs {
+		c.retry(func() error {
+			if s := l.Status(); s.Lag != 0 {
+				return fmt.Errorf("member %d lags by %d: %+v", i, s.Lag, s)
+			}
+			return nil
+		})
+		if s := l.Stats(); !s.Alive || s.LastTerm == 0 || s.LastMark == 0 || s.LastContact >= time.Hour {
+			t.Errorf("member %d says %+v", i, s)
+		}
+	}
+	l := c.logs[0]
+	c.stop(0)
+	if l.Stats().Alive {
+		t.Error("a closed log calls itself alive")
 	}
 }

@@ -2,7 +2,10 @@ package raftlogtest
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -12,8 +15,11 @@ import (
 )
 
 // Mesh connects members of one process over loopback under names of its own, and can cut them off or let
-// them fall silent.
+// them fall silent. Its streams begin with its own mark: the system gives a port that one mesh has closed to another,
+// and members of the same name would hear each other.
 type Mesh struct {
+	mark [8]byte
+
 	mu     sync.Mutex
 	addrs  map[string]string
 	cut    map[string]bool
@@ -24,10 +30,12 @@ type Mesh struct {
 
 // NewMesh returns a mesh without members.
 func NewMesh() *Mesh {
-	return &Mesh{
+	m := &Mesh{
 		addrs: map[string]string{}, cut: map[string]bool{}, frozen: map[string]bool{}, thaw: make(chan struct{}),
 		conns: map[*meshConn]struct{}{},
 	}
+	_, _ = rand.Read(m.mark[:]) // never fails
+	return m
 }
 
 // Join returns the Network of the member called name, over plain loopback TCP. After its Close the name may join again.
@@ -111,6 +119,35 @@ type meshNet struct {
 
 func (n *meshNet) Addr() string { return n.name }
 
+func (n *meshNet) Accept() (net.Conn, error) {
+	c, err := n.Network.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &marked{Conn: c, want: n.m.mark}, nil
+}
+
+// marked is an accepted stream whose first bytes are the mesh's mark.
+type marked struct {
+	net.Conn
+	want [8]byte
+	seen bool // used by Read, which streams call one at a time
+}
+
+func (c *marked) Read(p []byte) (int, error) {
+	if !c.seen {
+		var got [8]byte
+		if _, err := io.ReadFull(c.Conn, got[:]); err != nil {
+			return 0, err
+		}
+		if got != c.want {
+			return 0, errors.New("mesh: a stream of another mesh")
+		}
+		c.seen = true
+	}
+	return c.Conn.Read(p)
+}
+
 func (n *meshNet) Dial(ctx context.Context, to string) (net.Conn, error) {
 	n.m.mu.Lock()
 	addr, ok := n.m.addrs[to]
@@ -128,6 +165,10 @@ func (n *meshNet) Dial(ctx context.Context, to string) (net.Conn, error) {
 	}
 	c, err := n.Network.Dial(ctx, addr)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Write(n.m.mark[:]); err != nil {
+		_ = c.Close()
 		return nil, err
 	}
 	mc := &meshConn{Conn: c, m: n.m, from: n.name, to: to, changed: make(chan struct{})}

@@ -19,7 +19,8 @@ import (
 type System interface {
 	// Members is how many there are. Member 0 founds the group.
 	Members() int
-	// Open starts member i over its disk. onFatal may be nil.
+	// Open starts member i over its disk; i may be one more than there are, which begins with an empty
+	// one. onFatal may be nil.
 	Open(i int, app raftlog.Applier, onFatal func(error)) (raftlog.Log, error)
 	// Name of member i.
 	Name(i int) petrel.NodeID
@@ -56,6 +57,8 @@ func Run(t *testing.T, make func(t *testing.T) System) {
 		{"follower applies soon", 3, followerSoon},
 		{"leadership moves on request", 3, transfer},
 		{"member removed", 3, removed},
+		{"member restarted, wiped and replaced", 3, replaced},
+		{"what a member says of itself", 1, stats},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
