@@ -21,6 +21,8 @@ type CellOptions struct {
 	Nodes int // default 3; 1 is a node that runs alone
 	// Faults plants a bug in node i. nil: none.
 	Faults func(i int) *node.Faults
+	// CompareEvery is how often replicas compare themselves. 0: as in production.
+	CompareEvery time.Duration
 }
 
 // Cell is nodes in this process, with real sockets between them and for clients. It knows no kill -9: Kill is a stop without
@@ -113,7 +115,7 @@ func (c *Cell) Start(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	opt := node.Options{Config: cfg, Logger: slog.New(slog.NewJSONHandler(cn.logs, nil)), Notice: io.Discard}
+	opt := node.Options{Config: cfg, Logger: slog.New(slog.NewJSONHandler(cn.logs, nil)), Notice: io.Discard, CompareEvery: c.opt.CompareEvery}
 	if c.opt.Faults != nil {
 		opt.Faults = c.opt.Faults(i)
 	}

@@ -72,14 +72,22 @@ func StartWorkload(ctx context.Context, o WorkloadOptions) (*Workload, error) {
 	o.defaults()
 	w := &Workload{opt: o, journal: NewJournal(), stopping: make(chan struct{})}
 	first := w.newTalker(-1)
+	position := ""
 	for r := range o.Rooms {
 		room := fmt.Sprintf("%s-%d", o.Name, r)
 		w.rooms = append(w.rooms, room)
 		if err := first.mustDo(ctx, &Op{Kind: OpCreate, Room: room, ID: room}); err != nil {
 			return nil, err
 		}
-		if err := first.mustDo(ctx, &Op{Kind: OpPost, Room: room, User: "board", ID: w.board(room), Object: w.board(room), Text: "-"}); err != nil {
+		board := &Op{Kind: OpPost, Room: room, User: "board", ID: w.board(room), Object: w.board(room), Text: "-"}
+		if err := first.mustDo(ctx, board); err != nil {
 			return nil, err
+		}
+		position = board.Position
+	}
+	for _, site := range o.Sites { // nobody shall be told that there is no such room
+		if _, err := w.final(ctx, site, w.rooms[0], position, Patience); err != nil {
+			return nil, fmt.Errorf("%s does not come to know the rooms: %w", site.Name, err)
 		}
 	}
 	watchCtx, cancel := context.WithCancel(ctx)
