@@ -18,6 +18,7 @@ type nodeCmd struct {
 	Remove   nodeRemoveCmd   `cmd:"" help:"Forget a node for good."`
 	Replace  nodeReplaceCmd  `cmd:"" help:"Remove a node once another has taken its place."`
 	Transfer nodeTransferCmd `cmd:"" help:"Hand leadership to another node."`
+	Recover  nodeRecoverCmd  `cmd:"" help:"After a quorum was lost for good: go on from one survivor."`
 }
 
 // Help is shown by `petrel node --help`.

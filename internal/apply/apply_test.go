@@ -71,7 +71,7 @@ func drawEntry(rt *rapid.T) *event.Entry {
 	case 2:
 		return leave(eid, room, who, version)
 	case 3:
-		return found(eid, room)
+		return found(eid, room, "")
 	}
 	return post(eid, room, who)
 }
@@ -229,7 +229,7 @@ func TestWaitApplied(t *testing.T) {
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	a := newWorld(t)
-	a.apply(found("f", "epoch"), post("e1", "r", "1"), blind("e2", "r", "2"))
+	a.apply(found("f", "epoch", ""), post("e1", "r", "1"), blind("e2", "r", "2"))
 	snap, err := a.loop.Snapshot(t.Context())
 	if err != nil {
 		t.Fatal(err)

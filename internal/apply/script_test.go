@@ -169,7 +169,7 @@ func (w *world) verb(eid string, f []string) *event.Entry {
 	version, _ := strconv.ParseUint(f[3], 10, 64) // absent is 0
 	switch f[0] {
 	case "found":
-		return found(eid, f[1])
+		return found(eid, f[1], f[2])
 	case "post":
 		return post(eid, f[1], f[2])
 	case "blind":

@@ -191,8 +191,8 @@ func leave(eid, room, user string, version uint64) *event.Entry {
 	return e
 }
 
-func found(eid, epoch string) *event.Entry {
-	return entry(eid, nil, event.ShardFounded{Epoch: petrel.Epoch(epoch)})
+func found(eid, epoch, after string) *event.Entry {
+	return entry(eid, nil, event.ShardFounded{Epoch: petrel.Epoch(epoch), After: petrel.Epoch(after)})
 }
 
 // dump lists every row that replicas must agree on.

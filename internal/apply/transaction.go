@@ -100,11 +100,11 @@ func (t *transaction) entry(tx *projection.Tx, index uint64, e *event.Entry) (ou
 	return o, nil
 }
 
-// holds reports whether every guard of e finds the version it names. That the shard is founded once is
-// a guard too, though nobody writes it.
+// holds reports whether every guard of e finds the version it names. That a life of the log begins where the one
+// before was is a guard too, though nobody writes it.
 func (t *transaction) holds(tx *projection.Tx, stamp event.Stamp, e *event.Entry) (bool, error) {
 	for _, ev := range e.Events {
-		if ev.EventKind() == event.KindShardFounded && t.applied.Epoch != "" {
+		if f, ok := ev.(event.ShardFounded); ok && f.After != t.applied.Epoch {
 			return false, nil
 		}
 	}

@@ -23,7 +23,8 @@ var rewrite = flag.Bool("rewrite", false, "write the golden bytes of kinds that 
 
 // samples has one full and, where fields are optional, one bare event of every kind.
 var samples = map[string]Event{
-	"shard_founded": ShardFounded{Epoch: "0123456789abcdef"},
+	"shard_founded":       ShardFounded{Epoch: "0123456789abcdef"},
+	"shard_founded_after": ShardFounded{Epoch: "fedcba9876543210", After: "0123456789abcdef"},
 
 	"app_created":      AppCreated{App: "1001", Name: "Lobby"},
 	"app_created_bare": AppCreated{App: "1001"},

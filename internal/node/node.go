@@ -52,6 +52,8 @@ type Options struct {
 	CompareEvery time.Duration
 	// Faults are for tests of the checker. nil: none.
 	Faults *Faults
+	// recovers makes this member the only one of its group before the log is opened (recover.go).
+	recovers bool
 }
 
 // Node is one process of an installation. Open builds it, Start lets people in, Drain asks them to
@@ -130,6 +132,11 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 
 // openSelf finds out which member of which cell this folder is, and opens the port between nodes.
 func (n *Node) openSelf(ctx context.Context) (err error) {
+	if !n.opt.recovers {
+		if err := unfinished(n.cfg.Data); err != nil {
+			return err
+		}
+	}
 	if n.cfg.Peer != "" && !n.opt.Offline {
 		if err := rebuildIfDue(n.cfg.Data, n.cfg.Name, time.Now(), n.logger); err != nil {
 			return err

@@ -31,7 +31,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{Now: n.opt.Faults.now(), OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
 		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.opt.Faults.domains(n.domains()),
-		publish: n.publish, onFatal: n.broken, logger: n.logger, registerer: n.reg,
+		publish: n.publish, onFatal: n.broken, recovers: n.opt.recovers, logger: n.logger, registerer: n.reg,
 	})
 	if err != nil {
 		return n.openError(err)

@@ -35,6 +35,7 @@ type shardOptions struct {
 	domains    []apply.Domain
 	publish    func([]petrel.Publication)
 	onFatal    func(error)
+	recovers   bool // this member becomes the only one of its group first
 	logger     *slog.Logger
 	registerer prometheus.Registerer
 }
@@ -82,6 +83,11 @@ func openShard(ctx context.Context, o shardOptions) (opened *shard, err error) {
 	}
 	if o.log != nil {
 		o.log(&lo)
+	}
+	if o.recovers {
+		if err := raftlog.Recover(ctx, lo); err != nil {
+			return nil, openLogError(err)
+		}
 	}
 	if s.log, err = raftlog.Open(ctx, lo); err != nil {
 		return nil, openLogError(err)
@@ -168,7 +174,12 @@ func (s *shard) found(ctx context.Context, logger *slog.Logger) error {
 		}
 		return nil
 	}
-	founded := event.ShardFounded{Epoch: petrel.NewEpoch()}
+	return s.begin(ctx, "", logger)
+}
+
+// begin gives the log's life a name, as the first entry of the log or after a recovery.
+func (s *shard) begin(ctx context.Context, after petrel.Epoch, logger *slog.Logger) error {
+	founded := event.ShardFounded{Epoch: petrel.NewEpoch(), After: after}
 	entry := event.Entry{
 		ID: petrel.NewEntryID(), Actor: petrel.Actor{Kind: petrel.ActorSystem}, At: time.Now().UnixMilli(), Events: []event.Event{founded},
 	}
@@ -181,10 +192,14 @@ func (s *shard) found(ctx context.Context, logger *slog.Logger) error {
 	if _, err := s.pipeline.Commit(ctx, payload); err != nil {
 		return fmt.Errorf("found the log: %w", err)
 	}
-	if _, err := w.Wait(ctx); err != nil {
+	out, err := w.Wait(ctx)
+	if err != nil {
 		return fmt.Errorf("found the log: %w", err)
 	}
-	logger.Info("founded an empty log", "epoch", founded.Epoch)
+	if out.Conflicted {
+		return fmt.Errorf("%wthe log has begun another life than %q meanwhile", quiet{ErrFatal}, after)
+	}
+	logger.Info("the log begins a life", "epoch", founded.Epoch, "after", after)
 	return nil
 }
 
