@@ -109,8 +109,11 @@ func (l *raftLog) propose(ctx context.Context, payloads [][]byte, admit func(ter
 	go func() {
 		defer l.wait.done()
 		err := f.Error()
-		if err == nil { // committed, but not seen as ours: this replica had stopped
+		switch {
+		case err == nil: // committed, but not seen as ours: this replica had stopped
 			err = errDead
+		case errors.Is(err, raft.ErrLeadershipTransferInProgress):
+			l.checkTransfer()
 		}
 		l.fsm.settle(p, l.explain(err))
 	}()
@@ -207,11 +210,7 @@ func (l *raftLog) Barrier(ctx context.Context) error {
 		index, _ := l.fsm.position()
 		return l.fsm.waitApplied(ctx, index) // stopped meanwhile? then say so
 	}
-	index, err := l.forwardBarrier(ctx)
-	if err != nil {
-		return err
-	}
-	return l.fsm.waitApplied(ctx, index)
+	return l.forwardBarrier(ctx)
 }
 
 // notNow wraps an error of something that changed nothing.

@@ -517,7 +517,7 @@ func TestTransferToTheSilent(t *testing.T) {
 			silent = name
 		}
 	}
-	f.mesh.Freeze(string(silent))
+	f.mesh.Freeze(string(silent)) // but it still says that it is well
 	defer f.mesh.Thaw(string(silent))
 	if err := lead.TransferLeadership(t.Context(), silent); err == nil {
 		t.Error("leadership went to one that stands still")
@@ -527,6 +527,9 @@ func TestTransferToTheSilent(t *testing.T) {
 		return err
 	})
 	f.silence(silent, true)
+	if err := f.leader().TransferLeadership(t.Context(), silent); !errors.Is(err, petrel.ErrNotAppended) {
+		t.Errorf("leadership was offered to one that does not answer: %v", err)
+	}
 	until(t, func() error { return f.leader().TransferLeadership(t.Context(), "") })
 	if now := f.leader().Status().Node; now == silent {
 		t.Errorf("%s leads", now)

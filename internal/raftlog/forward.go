@@ -185,8 +185,11 @@ func newForwarder(m *mux) *forwarder {
 	return &forwarder{mux: m, session: binary.BigEndian.Uint64(b[:]), idle: map[string][]net.Conn{}}
 }
 
-// exchange sends one frame and reads the reply. sent says whether the leader may have got it.
+// exchange sends one frame and reads the reply, in a time that no healthy leader needs. sent says whether the leader
+// may have got it.
 func (f *forwarder) exchange(ctx context.Context, to string, req []byte) (kind byte, body []byte, sent bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, maxExchange)
+	defer cancel()
 	c, err := f.conn(ctx, to)
 	if err != nil {
 		return 0, nil, false, err
@@ -196,13 +199,16 @@ func (f *forwarder) exchange(ctx context.Context, to string, req []byte) (kind b
 	if err == nil {
 		kind, body, err = readFrame(bufio.NewReader(c)) // one reply per request: nothing is read too far
 	}
-	if !stop() || err != nil {
-		_ = c.Close()
-		f.forget(to)
-		return kind, body, true, errors.Join(err, context.Cause(ctx))
+	if stop() && err == nil {
+		f.keep(to, c)
+		return kind, body, true, nil
 	}
-	f.keep(to, c)
-	return kind, body, true, nil
+	_ = c.Close()
+	f.forget(to)
+	if err != nil {
+		err = errors.Join(err, context.Cause(ctx))
+	}
+	return kind, body, true, err
 }
 
 func (f *forwarder) conn(ctx context.Context, to string) (net.Conn, error) {
@@ -251,23 +257,19 @@ func (f *forwarder) close() {
 
 var errNoLeader = errors.New("no leader is known")
 
-// limit bounds an exchange by the life of this log and by a time that no healthy leader needs.
-func (l *raftLog) limit(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	stop := context.AfterFunc(l.ctx, cancel)
-	return ctx, func() { stop(); cancel() }
-}
+// maxExchange is more than a healthy leader needs for a request.
+const maxExchange = 30 * time.Second
 
 var errReignOver = errors.New("the leader has been silent for too long, or another one leads")
 
-// leader returns who leads and a context that ends with that, as this node sees it: what a leader was asked that
-// is dead, stopped or cut off must not be waited for.
+// leader returns who leads and a context that ends with that, as this node sees it, or with this log: what a leader
+// was asked that is dead, stopped or cut off must not be waited for.
 func (l *raftLog) leader(ctx context.Context) (*reign, context.Context, func()) {
-	ctx, done := l.limit(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	rn := l.reign.Load()
-	stop := context.AfterFunc(rn.life, func() { cancel(errReignOver) })
-	return rn, ctx, func() { stop(); cancel(nil); done() }
+	over := context.AfterFunc(rn.life, func() { cancel(errReignOver) })
+	closed := context.AfterFunc(l.ctx, func() { cancel(petrel.ErrStopped) })
+	return rn, ctx, func() { over(); closed(); cancel(nil) }
 }
 
 func (l *raftLog) forwardAppend(ctx context.Context, payloads [][]byte) (uint64, error) {
@@ -301,24 +303,30 @@ func (l *raftLog) forwardAppend(ctx context.Context, payloads [][]byte) (uint64,
 	return first, err
 }
 
-// forwardBarrier returns the own index that the leader had applied after its barrier.
-func (l *raftLog) forwardBarrier(ctx context.Context) (uint64, error) {
+// forwardBarrier waits until this node has applied what the leader had applied after its own barrier.
+func (l *raftLog) forwardBarrier(ctx context.Context) error {
 	to, ctx, done := l.leader(ctx)
 	defer done()
 	if to.addr == "" {
-		return 0, l.notNow("barrier", errNoLeader)
+		return l.notNow("barrier", errNoLeader)
 	}
 	l.fwd.mu.Lock()
 	lost := l.fwd.lost
 	l.fwd.mu.Unlock()
 	kind, body, _, err := l.fwd.exchange(ctx, at(string(to.id), to.addr), request{kind: kindBarrier, session: l.fwd.session, number: lost}.encode())
+	var index uint64
 	if err == nil {
-		var index uint64
-		if index, err = decodeReply(kind, body); err == nil {
-			return index, nil
+		if index, err = decodeReply(kind, body); err != nil {
+			err = hideOutcome{err}
 		}
 	}
-	return 0, l.notNow("barrier", hideOutcome{err})
+	if err == nil {
+		err = l.fsm.waitApplied(ctx, index)
+	}
+	if err != nil {
+		return l.notNow("barrier", err)
+	}
+	return nil
 }
 
 // serveForward answers one follower's stream until it ends. mux closes it on Close.
@@ -346,8 +354,8 @@ func (l *raftLog) serveForward(c net.Conn) {
 }
 
 func (l *raftLog) answer(q request) []byte {
-	ctx, done := l.limit(l.ctx)
-	defer done()
+	ctx, cancel := context.WithTimeout(l.ctx, maxExchange)
+	defer cancel()
 	if q.kind == kindBarrier {
 		return encodeReply(l.barrierFor(ctx, q))
 	}

@@ -210,7 +210,7 @@ func (f *fsm) waitApplied(ctx context.Context, index uint64) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-f.ctx.Done():
 			return fmt.Errorf("raftlog: %w", petrel.ErrStopped)
 		}

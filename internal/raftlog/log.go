@@ -5,8 +5,9 @@
 //
 // No consensus is written here. Ours is what stands around the engine: our own dense
 // index and hash chain inside raft's records, a checksum on every record, refusing to
-// start on damage, what an append's error means, forwarding to the leader, and what
-// happens when the disk is full. docs/ARCHITECTURE.md keeps that list.
+// start on damage, what an append's error means, forwarding to the leader, whom a stream
+// is for, who gets a vote (autopilot's promoter), what happens when the disk is full, and
+// going on without a quorum that is lost for ever (Recover). docs/ARCHITECTURE.md keeps that list.
 //
 // # Invariants
 //
@@ -26,6 +27,12 @@
 //   - Open returns only when every retained record has passed its checksum and the chain
 //     holds from the oldest retained record over Applied() to the end. Damage is an error
 //     that names the file and what to do; it is never skipped or cut away in silence.
+//   - Damage found later, by whoever reads the record, stops the shard with ErrDamaged: a
+//     leader sends nothing that it did not write, a follower folds nothing else.
+//   - A member answers only streams that name it: one that comes back without its disk has
+//     another id, and never acknowledges or votes for the one that it was.
+//   - What was forwarded to a leader is waited for only as long as this node hears of that
+//     leader: an append then ends in ErrUnknownOutcome, a barrier in ErrNotAppended.
 //   - An error of the Applier is final: the shard stops, Append answers ErrStopped, Status
 //     says why, OnFatal is called once. Nothing is skipped to go on.
 //
@@ -44,6 +51,13 @@
 //     between a full disk and a broken one.
 //   - Reopening raft-wal after a failed write: it needs room for a new segment and leaves
 //     no reader meanwhile. What failed is taken back instead (segment.go).
+//   - Shorter timings for a sole voter with a Network: raft cannot change the leader's lease
+//     while it runs, so the first voter that was added cost a restart of the engine and an
+//     election. A sole voter stands for election at once instead (raftLog.stand).
+//   - Waiting inside Append for a leader to be elected: who leaves meanwhile would have to be
+//     told that the outcome is unknown.
+//   - raft.RecoverCluster: it restores and replays past our checks. An appended configuration
+//     is folded by the ordinary way of starting.
 //   - A CommitTimeout of 1 ms so that followers hear of commits: a thousand idle messages
 //     a second per follower. An empty entry after the last batch costs one.
 package raftlog

@@ -44,12 +44,9 @@ func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) erro
 		return l.notNow("transfer leadership", err)
 	}
 	defer l.release()
-	heirs := []petrel.NodeID{to}
-	if to == "" {
-		heirs = l.heirs(ctx)
-	}
-	err := l.notNow("transfer leadership", errors.New("no other voter answers"))
-	for _, id := range heirs {
+	defer func() { l.handed = time.Now() }()
+	err := l.notNow("transfer leadership", errors.New("no such voter answers"))
+	for _, id := range l.heirs(ctx, to) {
 		err = l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
 			if id == "" {
 				return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
@@ -69,15 +66,30 @@ func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) erro
 	return err
 }
 
-// heirs are who may lead next, the most advanced first. raft would pick by what it has sent to each, also to one that
-// is dead. "" stands for its pick, when nobody can be asked.
-func (l *raftLog) heirs(ctx context.Context) []petrel.NodeID {
+// stuckTransfer is longer than raft says it may still be handing over after it has given up.
+const stuckTransfer = 10 * time.Second
+
+// checkTransfer stops a leader that refuses appends for the sake of a transfer that ended long ago: raft can forget to
+// end one when leadership is lost over it, and would take no append any more (hashicorp/raft issue 696). Whoever calls
+// holds the slot, so that none of ours is under way.
+func (l *raftLog) checkTransfer() {
+	if !l.handed.IsZero() && time.Since(l.handed) > stuckTransfer {
+		l.halt(fmt.Errorf("the engine is stuck in a transfer of leadership since %s; start again", l.handed.Format(time.TimeOnly)))
+	}
+}
+
+// heirs are who may lead next: to, or the most advanced of the others when it is "". Only who answers: raft picks by
+// what it has sent to each, and a transfer to one that is dead can harm (checkTransfer). When nobody can be asked, it
+// is for raft to find out, and "" stands for its pick.
+func (l *raftLog) heirs(ctx context.Context, to petrel.NodeID) []petrel.NodeID {
 	if l.o.MemberStats == nil {
-		return []petrel.NodeID{""}
+		return []petrel.NodeID{to}
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.o.Heartbeat/2)
 	defer cancel()
-	voters := slices.DeleteFunc(members(l.raft()), func(m Member) bool { return !m.Voter || m.ID == l.o.Node })
+	voters := slices.DeleteFunc(members(l.raft()), func(m Member) bool {
+		return !m.Voter || m.ID == l.o.Node || to != "" && m.ID != to
+	})
 	said := l.o.MemberStats(ctx, voters)
 	voters = slices.DeleteFunc(voters, func(m Member) bool { return !said[m.ID].Alive })
 	slices.SortStableFunc(voters, func(a, b Member) int { return cmp.Compare(said[b.ID].LastMark, said[a.ID].LastMark) })

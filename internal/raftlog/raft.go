@@ -39,6 +39,7 @@ type raftLog struct {
 
 	slot     chan struct{}     // 1: whoever sends has the right to propose
 	ready    uint64            // term whose barrier this leader has passed; guarded by slot
+	handed   time.Time         // when the last transfer of leadership ended; guarded by slot
 	fence    map[uint64]uint64 // per forwarding session: appends up to this number are refused; guarded by slot
 	nudge    chan struct{}     // a batch was committed
 	changing chan struct{}     // 1: a change of members or of the leader is under way
