@@ -8,13 +8,16 @@ import { Link, type Attempt, type ConnectionState, type TokenSource } from "./li
 import { Outbox, type Sending } from "./outbox.js";
 import { Backoff, RetryBudget, type BackoffOptions } from "./retry.js";
 import type { OutboxStorage } from "./storage.js";
+import { Servers, tidy } from "./servers.js";
 import { Subscription, type Start, type SubscriptionHandlers } from "./subscription.js";
 import { webSocketTransport, type OpenTransport, type WebSocketConstructor } from "./transport.js";
-import type { Draft, Member, Message, Page, Role, Room, RoomEvent, RoomKind, ServerFrame } from "./types.js";
+import type { Draft, Member, Message, Page, Presence, Role, Room, RoomEvent, RoomKind, ServerFrame } from "./types.js";
 
 export interface PetrelOptions {
   /** Address of the server, for example https://chat.example.org. Default: the page's own origin. */
   url?: string;
+  /** Instead: addresses of several nodes of one cell. The first is tried first; when one fails or asks us to leave, the next takes over where it ended. */
+  urls?: string[];
   /** A token, or a function that gets one: it is called anew when the server says that the last one is refused or expired. */
   token: TokenSource;
   /** Needed in Node 20, for example the one of `ws`; browsers and Node ≥ 22 have their own. */
@@ -48,6 +51,9 @@ export interface Diagnostics {
   outbox: number;
 }
 
+const typingEveryMs = 3_000;
+const typingEndsMs = 6_000;
+
 type Ok = Extract<ServerFrame, { op: "ok" }>;
 interface Question {
   ok(frame: Ok): void;
@@ -70,6 +76,7 @@ export class Petrel extends Emitter<ClientEvents> {
   private readonly subscriptions = new Map<string, Subscription>();
   private readonly questions = new Map<number, Question>();
   private readonly delivery = { events: 0, duplicates: 0, gaps: 0, resyncs: 0 };
+  private readonly typed = new Map<string, number>(); // when we last said in which room that we type
   private lastId = 0;
   private restored: Promise<void> | undefined;
   private cachedToken: string | undefined;
@@ -79,21 +86,22 @@ export class Petrel extends Emitter<ClientEvents> {
   constructor(private readonly options: PetrelOptions) {
     super();
     const clock = (this.clock = options.clock ?? systemClock);
-    const url = (options.url ?? globalThis.location?.origin ?? "").replace(/\/+$/, "");
-    if (!/^https?:\/\//.test(url)) throw new TypeError("Petrel needs an http(s) url.");
+    const urls = [...new Set((options.urls ?? [options.url ?? globalThis.location?.origin ?? ""]).map(tidy))];
+    if (urls.length === 0 || !urls.every((url) => /^https?:\/\//.test(url))) throw new TypeError("Petrel needs an http(s) url.");
+    const servers = new Servers(urls);
     const Socket = options.WebSocket ?? (globalThis.WebSocket as WebSocketConstructor | undefined);
     if (!options.transport && !Socket) throw new TypeError("This runtime has no WebSocket: pass one, for example that of the package ws.");
     this.budget = new RetryBudget(clock);
     const target = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
     this.link = new Link({
-      url, clock,
+      servers, clock,
       token: (why) => this.token(why === "refused" ? this.cachedToken : undefined),
       open: options.transport ?? webSocketTransport(Socket!),
       ...(options.backoff ? { backoff: options.backoff } : {}),
       ...(options.helloTimeout === undefined ? {} : { helloTimeout: options.helloTimeout }),
       events: typeof target.addEventListener === "function" ? (target as EventTarget) : undefined,
     });
-    this.http = new Http({ url, clock, budget: this.budget, token: (refused) => this.token(refused), fetch: options.fetch ?? ((...args) => fetch(...args)) });
+    this.http = new Http({ servers, clock, budget: this.budget, token: (refused) => this.token(refused), fetch: options.fetch ?? ((...args) => fetch(...args)) });
     this.outbox = this.makeOutbox();
     this.link.on("state", (state) => this.emit("state", state));
     this.link.on("frame", (frame) => this.take(frame));
@@ -145,7 +153,16 @@ export class Petrel extends Emitter<ClientEvents> {
     const subscription = new Subscription(room, start, handlers, {
       send: (frame) => this.link.send(frame),
       live: () => this.link.live,
-      ask: (frame, ok, error) => this.ask(frame, ok, error),
+      ask: (frame, ok, error) => {
+        const { asked } = this.http;
+        this.ask(frame, (answer) => {
+          this.http.saw(room, answer.position, asked);
+          ok(answer);
+        }, error);
+      },
+      position: () => this.http.position(room),
+      forget: () => this.http.forget(),
+      me: () => this.user,
       later: (ms, fn) => this.clock.after(ms, fn),
       cancel: (timer) => this.clock.clear(timer),
       pause: (attempt, atLeast) => this.pause(attempt, atLeast),
@@ -175,9 +192,24 @@ export class Petrel extends Emitter<ClientEvents> {
   send(room: string, draft: Draft): Sending {
     const sending = this.outbox.add({ ...draft, room, id: draft.id ?? newId(this.clock) });
     const changed = () => this.emit("outbox", undefined);
+    this.typing(room, false); // the message says so, but a server that knows can tell the next start at once
     sending.acknowledged.then(changed, changed);
     changed();
     return sending;
+  }
+
+  /**
+   * Tells the room that we are typing, or with active false no more. Call it with every key: it is said at most every three seconds, and
+   * only to a room that is subscribed to. It ends by itself six seconds after the last word, and with a message.
+   */
+  typing(room: string, active = true): void {
+    const last = this.typed.get(room);
+    const now = this.clock.now();
+    if (active ? last !== undefined && now - last < typingEveryMs : last === undefined || now - last > typingEndsMs) return;
+    if (!this.link.live || !this.subscriptions.has(room)) return;
+    if (active) this.typed.set(room, now);
+    else this.typed.delete(room);
+    this.ask({ op: "typing", room, active }, () => {}, () => {}); // a courtesy: what is refused is not worth a word
   }
 
   /** What is not acknowledged yet, in the order written. */
@@ -235,6 +267,12 @@ export class Petrel extends Emitter<ClientEvents> {
 
   async removeMember(room: string, user: string): Promise<void> {
     await this.http.call("DELETE", `${at(room)}/members/${encodeURIComponent(user)}`, { room, key: newId(this.clock) });
+  }
+
+  /** Who is in a room now. To be told who comes and goes, give presence to subscribe or follow. */
+  async presence(room: string, signal?: AbortSignal): Promise<Presence> {
+    const answer = await this.http.call<Omit<Presence, "users"> & { users: { user: string }[] }>("GET", `${at(room)}/presence`, { room, ...sig(signal) });
+    return { ...answer, users: answer.users.map(({ user }) => user) };
   }
 
   /** A page of messages, ascending. before and after are seqs, both exclusive; without them: the newest. */
@@ -307,6 +345,7 @@ export class Petrel extends Emitter<ClientEvents> {
 
   private lost(): void {
     this.questions.clear();
+    this.typed.clear();
     for (const subscription of this.subscriptions.values()) subscription.lost();
     this.outbox.lost();
   }
@@ -329,10 +368,17 @@ export class Petrel extends Emitter<ClientEvents> {
       }
       case "event": {
         const { op: _, ...event } = frame;
+        if (event.seq === undefined) {
+          this.subscriptions.get(event.room)?.takeEphemeral(event);
+          return;
+        }
         if (event.type === "message.new" && event.data.user === this.user) this.outbox.seen(event.data);
         this.subscriptions.get(event.room)?.take(event);
         return;
       }
+      case "presence":
+        this.subscriptions.get(frame.room)?.takePresence(frame);
+        return;
       case "resync":
         this.subscriptions.get(frame.room)?.takeResync({ room: frame.room, reason: frame.reason, head: frame.head });
         return;

@@ -1,8 +1,9 @@
+import type { CompanyHandlers } from "./company.js";
 import { PetrelError } from "./errors.js";
 import type { Start, Subscription, SubscriptionHandlers } from "./subscription.js";
 import type { Page, RoomEvent } from "./types.js";
 
-export interface FollowHandlers {
+export interface FollowHandlers extends CompanyHandlers {
   /** The newest messages, first and after every resync: forget what was shown and show these. */
   reset(page: Page): void;
   /** Every event after that page, once and in order. May repeat what the page already shows as final state. */
@@ -75,6 +76,8 @@ export class Follow {
             else this.handlers.refused?.(error);
           },
           current: (current) => this.handlers.current?.(current),
+          ...(this.handlers.presence ? { presence: (presence) => this.handlers.presence?.(presence) } : {}),
+          typing: (users) => this.handlers.typing?.(users),
         });
       }
     } catch (error) {

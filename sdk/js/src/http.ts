@@ -1,6 +1,7 @@
 import type { Clock } from "./clock.js";
 import { PetrelError } from "./errors.js";
 import { Backoff, type RetryBudget } from "./retry.js";
+import type { Servers } from "./servers.js";
 import { parseRetryAfter } from "./transport.js";
 
 export interface CallOptions {
@@ -14,7 +15,7 @@ export interface CallOptions {
 }
 
 export interface HttpOptions {
-  url: string;
+  servers: Servers;
   clock: Clock;
   budget: RetryBudget;
   /** A token; a fresh one when it would be the one that was refused. */
@@ -34,14 +35,36 @@ export interface HttpOptions {
 export class Http {
   /** Petrel-Position of the last write per room, and of the last one at all under "". */
   private readonly positions = new Map<string, string>();
+  private noted = 0; // positions so far
 
   constructor(private readonly options: HttpOptions) {}
 
   /** Notes where a write of ours ended up, so that reads that follow see it on whatever node they land. */
   wrote(room: string | undefined, position: string | null | undefined): void {
     if (!position) return;
+    this.noted++;
     this.positions.set("", position);
     if (room !== undefined) this.positions.set(room, position);
+  }
+
+  /** When a question is asked: what is noted between that and its answer may be newer than what the answer shows. */
+  get asked(): number {
+    return this.noted;
+  }
+
+  /** Notes where the answer to a question was, so that nothing that follows goes back behind it. */
+  saw(room: string | undefined, position: string | null | undefined, asked: number): void {
+    if (asked === this.noted) this.wrote(room, position);
+  }
+
+  /** The newest position that reads of the room, or a subscription to it, shall wait for. */
+  position(room: string | undefined): string | undefined {
+    return this.positions.get(room ?? "") ?? this.positions.get("");
+  }
+
+  /** The log has begun another life: what we hold means nothing in it. */
+  forget(): void {
+    this.positions.clear();
   }
 
   async call<T>(method: string, path: string, options: CallOptions = {}): Promise<T> {
@@ -64,7 +87,7 @@ export class Http {
         }
         if ((error.code === "epoch_changed" || error.code === "invalid_position") && !forgot && this.positions.size > 0) {
           forgot = true;
-          this.positions.clear();
+          this.forget();
           continue;
         }
         if (!error.retryable || retry >= (this.options.retries ?? 3) || !budget.take()) throw error;
@@ -74,14 +97,16 @@ export class Http {
   }
 
   private async once<T>(method: string, path: string, options: CallOptions, retry: number, token: string): Promise<T> {
-    const { clock } = this.options;
+    const { clock, servers } = this.options;
+    const url = servers.current;
+    const asked = this.asked;
     const query = Object.entries(options.query ?? {}).filter(([, v]) => v !== undefined).map(([k, v]) => `${k}=${encodeURIComponent(String(v))}`);
     const headers: Record<string, string> = { Accept: "application/json" };
     if (retry > 0) headers["Petrel-Retry"] = String(retry);
     if (options.key !== undefined) headers["Idempotency-Key"] = options.key;
     if (options.body !== undefined) headers["Content-Type"] = "application/json";
     if (method === "GET") {
-      const position = this.positions.get(options.room ?? "") ?? this.positions.get("");
+      const position = this.position(options.room);
       if (position !== undefined) headers["Petrel-Position"] = position;
     }
     headers.Authorization = `Bearer ${token}`;
@@ -93,17 +118,24 @@ export class Http {
       let response: Response;
       let text: string;
       try {
-        response = await this.options.fetch(this.options.url + path + (query.length > 0 ? "?" + query.join("&") : ""), {
+        response = await this.options.fetch(url + path + (query.length > 0 ? "?" + query.join("&") : ""), {
           method, headers, signal: abort.signal, credentials: "omit", cache: "no-store",
           ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
         });
         text = await response.text();
       } catch (cause) {
         if (options.signal?.aborted) throw cause;
+        servers.leave(url);
         throw new PetrelError("network", "The server could not be reached.", { cause });
       }
-      if (!response.ok) throw problem(response, text, clock.now());
-      if (method !== "GET") this.wrote(options.room, response.headers.get("Petrel-Position"));
+      if (!response.ok) {
+        const error = problem(response, text, clock.now());
+        if (error.code === "draining" || error.code === "no_leader" || error.code === "timeout") servers.leave(url);
+        throw error;
+      }
+      const position = response.headers.get("Petrel-Position");
+      if (method === "GET") this.saw(options.room, position, asked);
+      else this.wrote(options.room, position);
       if (text === "") return undefined as T;
       try {
         return JSON.parse(text) as T;

@@ -8,4 +8,5 @@ export type { Attempt, ConnectionState, TokenSource } from "./link.js";
 export type { Follow, FollowHandlers } from "./follow.js";
 export type { Resync, Start, Subscription, SubscriptionHandlers } from "./subscription.js";
 export { webSocketTransport, type OpenTransport, type Transport, type TransportHandlers, type TransportRequest, type WebSocketConstructor, type WebSocketLike } from "./transport.js";
-export type { Draft, Heartbeat, Member, Message, Page, ResyncReason, Role, Room, RoomEvent, RoomKind, ServerFrame } from "./types.js";
+export type { CompanyHandlers } from "./company.js";
+export type { Draft, Heartbeat, Member, Message, Page, Presence, PresenceEvent, ResyncReason, Role, Room, RoomEvent, RoomKind, ServerFrame } from "./types.js";

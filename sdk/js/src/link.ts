@@ -3,14 +3,18 @@ import type { Clock } from "./clock.js";
 import { Emitter } from "./emitter.js";
 import { aboutToken, PetrelError } from "./errors.js";
 import { Backoff, type BackoffOptions } from "./retry.js";
+import type { Servers } from "./servers.js";
 import type { OpenTransport, Transport } from "./transport.js";
 import type { Heartbeat, ServerFrame } from "./types.js";
 
 export type ConnectionState =
   | { phase: "idle" }
   | { phase: "connecting"; attempt: number }
-  /** quiet: nothing was heard for longer than the heartbeat allows; we have asked and wait for an answer. */
-  | { phase: "live"; user: string; conn: string; node: string; quiet: boolean }
+  /**
+   * quiet: nothing was heard for longer than the heartbeat allows; we have asked and wait for an answer.
+   * stale: the node is out of touch with the others; newer things may exist elsewhere, and nothing can be sent.
+   */
+  | { phase: "live"; user: string; conn: string; node: string; quiet: boolean; stale: boolean }
   | { phase: "waiting"; attempt: number; retryAt: number; reason: string; offline: boolean }
   | { phase: "stopped"; error: PetrelError };
 
@@ -34,7 +38,7 @@ export interface Attempt {
 export type TokenSource = string | ((why: "start" | "reconnect" | "refused") => string | Promise<string>);
 
 export interface LinkOptions {
-  url: string;
+  servers: Servers;
   token: TokenSource;
   clock: Clock;
   open: OpenTransport;
@@ -60,6 +64,12 @@ interface LinkEvents {
 const attemptsKept = 50;
 /** A connection that held this long shows that the server is well again. */
 const stableMs = 5_000;
+/**
+ * A node that stays out of touch for so long is left, if there are others, up to as much again later by chance; and
+ * for so long when every one was found to be, as in an election that finds no winner.
+ */
+const staleMs = 2_000;
+const allStaleMs = 30_000;
 
 /**
  * Link keeps one connection to the server alive for as long as it is wanted: it dials, says who we
@@ -69,9 +79,13 @@ const stableMs = 5_000;
  */
 export class Link extends Emitter<LinkEvents> {
   private transport: Transport | undefined;
-  private timers: { retry?: unknown; hello?: unknown; watch?: unknown; stable?: unknown; move?: unknown } = {};
+  private timers: { retry?: unknown; hello?: unknown; watch?: unknown; stable?: unknown; move?: unknown; stale?: unknown } = {};
   private readonly backoff: Backoff;
   private dialled = 0; // number of the current dial; older ones are ignored
+  private failures = 0; // in a row
+  private url = ""; // of the current dial
+  private to: string[] = []; // where the server says we had better go
+  private staleNodes = 0; // in a row
   private startedAt = 0;
   private heartbeat: Heartbeat | undefined;
   private lastError: Extract<ServerFrame, { op: "error" }> | undefined;
@@ -98,6 +112,8 @@ export class Link extends Emitter<LinkEvents> {
     events?.addEventListener("visibilitychange", this.wake);
     this.tokenRefused = false;
     this.backoff.reset();
+    this.failures = 0;
+    this.staleNodes = 0;
     this.dial("start");
   }
 
@@ -130,7 +146,9 @@ export class Link extends Emitter<LinkEvents> {
     const { clock } = this.options;
     this.clearTimers();
     const dial = ++this.dialled;
-    const attempt = this.backoff.attempt;
+    const attempt = this.failures;
+    this.url = this.options.servers.current;
+    this.to = [];
     this.startedAt = clock.now();
     this.transport = undefined;
     this.lastError = undefined;
@@ -171,7 +189,7 @@ export class Link extends Emitter<LinkEvents> {
     const { options } = this;
     this.heardAt = options.clock.now();
     try {
-      this.transport = options.open({ url: options.url, token, attempt }, {
+      this.transport = options.open({ url: this.url, token, attempt }, {
         opened: () => {},
         frame: (frame) => {
           if (dial === this.dialled) this.heard(frame);
@@ -200,11 +218,19 @@ export class Link extends Emitter<LinkEvents> {
         this.node = frame.node;
         this.tokenRefused = false;
         this.counts.lives++;
-        this.become({ phase: "live", user: frame.user, conn: frame.conn, node: frame.node, quiet: false });
+        this.become({ phase: "live", user: frame.user, conn: frame.conn, node: frame.node, quiet: false, stale: (frame.stale_ms ?? 0) > 0 });
         this.watch();
         this.up = true;
-        this.timers.stable = this.options.clock.after(stableMs, () => this.backoff.reset());
+        this.timers.stable = this.options.clock.after(stableMs, () => {
+          this.backoff.reset();
+          this.failures = 0;
+        });
+        this.stale((frame.stale_ms ?? 0) > 0);
         this.emit("live", frame);
+        return;
+      case "stale":
+        if (this.state.phase === "live") this.become({ ...this.state, stale: frame.for_ms > 0 });
+        this.stale(frame.for_ms > 0);
         return;
       case "ping":
         this.transport?.send(frame.id === undefined ? { op: "pong" } : { op: "pong", id: frame.id });
@@ -212,6 +238,7 @@ export class Link extends Emitter<LinkEvents> {
       case "pong":
         return;
       case "reconnect":
+        this.to = frame.to ?? [];
         this.moveAway(frame.after_ms ?? 0, frame.reason ?? "");
         return;
       case "error":
@@ -231,6 +258,23 @@ export class Link extends Emitter<LinkEvents> {
     this.timers.move = clock.after(afterMs, () => {
       this.drop(1000, "moving");
       this.ended({ code: 4200, reason: reason || "The server asked to reconnect." });
+    });
+  }
+
+  /** A node that is out of touch is left for another, in haste only while another may be better. */
+  private stale(is: boolean): void {
+    const { clock, servers } = this.options;
+    clock.clear(this.timers.stale);
+    if (!is) {
+      this.staleNodes = 0;
+      return;
+    }
+    if (servers.size === 1) return;
+    const wait = this.staleNodes + 1 < servers.size ? staleMs : allStaleMs;
+    this.timers.stale = clock.after(wait + clock.random() * wait, () => {
+      this.staleNodes++;
+      this.drop(1000, "stale");
+      this.ended({ code: 4200, reason: "The node is out of touch with the others." });
     });
   }
 
@@ -292,6 +336,8 @@ export class Link extends Emitter<LinkEvents> {
     if (this.notBefore > clock.now()) end.retryAfterMs ??= this.notBefore - clock.now();
     const detail = this.lastError?.detail || end.reason || "The connection was lost.";
     this.note(end, wasLive);
+    // 4201 was our own slowness, and without a token no server was asked.
+    if (end.code !== 4201 && end.code !== 0) this.options.servers.leave(this.url, this.to);
     this.clearTimers();
     this.dialled++;
     this.transport = undefined;
@@ -303,6 +349,7 @@ export class Link extends Emitter<LinkEvents> {
       if (typeof this.options.token === "function" && !this.tokenRefused && end.code !== 0) {
         this.tokenRefused = true;
         this.backoff.next();
+        this.failures++;
         this.dial("refused");
         return;
       }
@@ -311,12 +358,16 @@ export class Link extends Emitter<LinkEvents> {
       this.stop(new PetrelError(end.error ?? codeOf(end), detail, { status: end.status ?? 0 }));
       return;
     }
+    // A failure of one server says little of the next: only when all were tried is it time to back off.
+    const first = this.failures++ === 0;
+    const another = plan.next === "backoff" && this.failures % this.options.servers.size !== 0;
     const pause =
-      plan.next === "at_once" && this.backoff.attempt === 0 ? (this.backoff.next(), clock.random() * 500)
+      plan.next === "at_once" && first ? (this.backoff.next(), clock.random() * 500)
+      : another ? clock.random() * 500
       : this.backoff.next(plan.next === "pause" ? plan.atLeastMs : 0);
     const offline = typeof navigator === "object" && "onLine" in navigator && navigator.onLine === false;
     this.waitUntil(clock.now() + pause, {
-      phase: "waiting", attempt: this.backoff.attempt, retryAt: 0, reason: detail, offline,
+      phase: "waiting", attempt: this.failures, retryAt: 0, reason: detail, offline,
     });
     this.notBefore = end.retryAfterMs ? clock.now() + end.retryAfterMs : 0;
   }
@@ -338,7 +389,7 @@ export class Link extends Emitter<LinkEvents> {
       at: this.startedAt,
       duration_ms: this.options.clock.now() - this.startedAt,
       was_live: wasLive,
-      attempt: this.backoff.attempt,
+      attempt: this.failures,
     });
     if (this.attempts.length > attemptsKept) this.attempts.shift();
   }

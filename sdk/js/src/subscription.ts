@@ -1,5 +1,6 @@
+import { Company, type CompanyHandlers } from "./company.js";
 import { PetrelError } from "./errors.js";
-import type { ResyncReason, RoomEvent, ServerFrame } from "./types.js";
+import type { PresenceEvent, ResyncReason, RoomEvent, ServerFrame } from "./types.js";
 
 export interface Resync {
   room: string;
@@ -9,7 +10,7 @@ export interface Resync {
   head: number;
 }
 
-export interface SubscriptionHandlers {
+export interface SubscriptionHandlers extends CompanyHandlers {
   /**
    * Called for every event after the starting point, in order, each exactly once, one at a
    * time: the next waits until the promise returned is settled.
@@ -39,6 +40,10 @@ export interface SubscriptionHost {
   send(frame: object): void;
   live(): boolean;
   /** Sends a frame with a fresh id; exactly one of ok and error is called if an answer comes on this connection. */
+  /** The newest position that we know of for a room; and what to do when the server says it means nothing. */
+  position(room: string): string | undefined;
+  forget(): void;
+  me(): string | undefined;
   ask(frame: object, ok: (frame: Extract<ServerFrame, { op: "ok" }>) => void, error: (error: PetrelError) => void): void;
   later(ms: number, fn: () => void): unknown;
   cancel(timer: unknown): void;
@@ -71,6 +76,7 @@ export class Subscription {
   private retry: unknown;
   private isCurrent = false;
   private ending: PetrelError | undefined; // told when the queue is worked off
+  private readonly company: Company;
 
   constructor(
     readonly room: string,
@@ -82,6 +88,7 @@ export class Subscription {
     this.received = start.after;
     this.delivered_ = start.after;
     this.epoch = start.epoch;
+    this.company = new Company(handlers, host);
   }
 
   /** Seq of the last event that the handler has finished with: what to store to go on from later. */
@@ -124,8 +131,12 @@ export class Subscription {
     if (!this.host.live()) return;
     this.mode = "asking";
     const asked = ++this.asked;
+    // A node that has not yet applied what another one showed us waits for it, instead of saying that it never was.
+    const position = this.received === undefined ? undefined : this.host.position(this.room);
     const frame = {
       op: "subscribe", room: this.room,
+      ...(this.company.wanted ? { presence: true } : {}),
+      ...(position === undefined ? {} : { position }),
       ...(this.received === undefined ? {} : { after: this.received }),
       ...(this.received === undefined || this.epoch === undefined ? {} : { epoch: this.epoch }),
     };
@@ -141,6 +152,11 @@ export class Subscription {
     }, (error) => {
       if (asked !== this.asked || this.mode !== "asking") return;
       this.mode = "off";
+      if (position !== undefined && (error.code === "invalid_position" || error.code === "epoch_changed")) {
+        this.host.forget();
+        this.resume();
+        return;
+      }
       if (error.retryable) {
         this.retry = this.host.later(this.host.pause(this.refusals++, error.retryAfterMs), () => this.resume());
         return;
@@ -156,7 +172,18 @@ export class Subscription {
     this.host.cancel(this.retry);
     this.asked++;
     if (this.mode === "on" || this.mode === "asking") this.mode = "off";
+    this.company.lost();
     this.setCurrent(false);
+  }
+
+  /** Called by the client for what has no seq. */
+  takeEphemeral(event: PresenceEvent): void {
+    if (this.mode === "on") this.company.take(event);
+  }
+
+  /** Called by the client for a list of who is there. */
+  takePresence(frame: Extract<ServerFrame, { op: "presence" }>): void {
+    if (this.mode === "on") this.company.takeList(frame);
   }
 
   /** Called by the client for each event frame of the room. */
@@ -178,6 +205,7 @@ export class Subscription {
       return;
     }
     this.received = event.seq;
+    if (event.type === "message.new") this.company.stops(event.data.user);
     this.queue.push(event);
     this.host.count("events");
     void this.work();
@@ -190,6 +218,7 @@ export class Subscription {
     this.asked++;
     this.mode = "resync";
     this.received ??= 0;
+    this.company.lost();
     this.setCurrent(false);
     this.guard(() => this.handlers.resync?.(resync));
   }
@@ -201,6 +230,7 @@ export class Subscription {
     this.asked++;
     this.mode = "closed";
     this.closed();
+    this.company.lost();
     this.setCurrent(false);
     this.ending = error;
     if (!this.working) this.tellEnd();
@@ -227,6 +257,7 @@ export class Subscription {
     this.asked++;
     if (this.mode === "on" || this.mode === "asking" || this.mode === "resync") this.host.ask({ op: "unsubscribe", room: this.room }, () => {}, () => {});
     this.mode = "off";
+    this.company.lost();
     this.setCurrent(false);
   }
 

@@ -59,6 +59,24 @@ export type RoomEvent =
   | Of<"room.created" | "room.updated" | "room.deleted", Room>
   | Of<"member.added" | "member.updated" | "member.removed", Required<Member>>;
 
+/** Something that is not kept: no seq, no replay, at most once. */
+export interface PresenceEvent {
+  room: string;
+  type: "presence.join" | "presence.leave" | "typing.start" | "typing.stop";
+  at: string;
+  data: { user: string };
+}
+
+/** Who is in a room now, over all nodes. */
+export interface Presence {
+  /** By id, at most 1,000. */
+  users: string[];
+  /** Of all. */
+  count: number;
+  /** A node did not say in time who is on it. */
+  partial?: boolean;
+}
+
 export interface Page {
   /** Ascending by seq. */
   messages: Message[];
@@ -74,14 +92,17 @@ export interface Heartbeat {
 
 /** Frames that the server sends. Unknown ones are ignored: a newer server may say more. */
 export type ServerFrame =
-  | { op: "hello"; conn: string; user: string; node: string; epoch: string; heartbeat: Heartbeat }
+  | { op: "hello"; conn: string; user: string; node: string; epoch: string; stale_ms?: number; heartbeat: Heartbeat }
   | { op: "ok"; id: number; room?: string; head?: number; epoch?: string; message?: Message; position?: string; repeated?: boolean }
   | { op: "error"; id?: number; code: string; detail?: string; retry_after_ms?: number }
   | ({ op: "event" } & RoomEvent)
+  | ({ op: "event"; seq?: undefined } & PresenceEvent)
+  | { op: "presence"; room: string; users?: { user: string }[]; count: number }
+  | { op: "stale"; for_ms: number }
   | { op: "resync"; room: string; reason: ResyncReason; head: number }
   | { op: "unsubscribed"; room: string; code: string; detail?: string }
   | { op: "ping"; id?: number }
   | { op: "pong"; id?: number }
-  | { op: "reconnect"; after_ms?: number; reason?: string };
+  | { op: "reconnect"; after_ms?: number; reason?: string; to?: string[] };
 
 export type ResyncReason = "epoch" | "ahead" | "too_old" | (string & {});

@@ -2,13 +2,14 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PetrelError } from "../src/errors.js";
 import { Link, type ConnectionState, type LinkOptions } from "../src/link.js";
+import { Servers } from "../src/servers.js";
 import { fakeWires, FakeClock, settle } from "./helpers.js";
 
 async function start(options: Partial<LinkOptions> = {}) {
   const clock = new FakeClock();
   const wires = fakeWires();
   const states: ConnectionState[] = [];
-  const link = new Link({ url: "http://x", token: "t", clock, open: wires.open, ...options });
+  const link = new Link({ servers: new Servers(["http://x"]), token: "t", clock, open: wires.open, ...options });
   link.on("state", (s) => states.push(s));
   const log: string[] = [];
   link.on("live", () => log.push("live"));

@@ -7,7 +7,7 @@ import { WebSocketServer, WebSocket } from "ws";
 export interface FakeMessage { id: string; room: string; seq: number; user: string; text: string; created_at: string; edited_at?: string; deleted_at?: string }
 interface FakeEvent { seq: number; type: string; at: string; data: Record<string, unknown> }
 interface FakeRoom { id: string; kind: string; name?: string; created_at: string; created_by: string; members: Map<string, string>; events: FakeEvent[]; messages: Map<string, FakeMessage> }
-interface FakeConn { socket: WebSocket; user: string; rooms: Set<string>; id: number }
+interface FakeConn { socket: WebSocket; user: string; rooms: Set<string>; watched: Set<string>; id: number }
 
 /** What to do with the next posts: each entry is used up by one. */
 export type Mishap =
@@ -120,6 +120,18 @@ export class FakeServer {
     }
   }
 
+  private tell(room: string, frame: object, except?: FakeConn): void {
+    for (const conn of this.conns) if (conn !== except && conn.rooms.has(room)) conn.socket.send(JSON.stringify(frame));
+  }
+
+  /** Always the whole list: the page does not care. */
+  private tellPresence(room: string): void {
+    const users = [...new Set([...this.conns].filter((c) => c.rooms.has(room)).map((c) => c.user))].sort();
+    for (const conn of this.conns) {
+      if (conn.rooms.has(room) && conn.watched.has(room)) conn.socket.send(JSON.stringify({ op: "presence", room, users: users.map((user) => ({ user })), count: users.length }));
+    }
+  }
+
   /** Ends the subscriptions of a user, or of all. */
   private end(room: FakeRoom, code: string, user?: string): void {
     for (const conn of this.conns) {
@@ -142,7 +154,11 @@ export class FakeServer {
     let conn: FakeConn | undefined;
     const id = ++this.lastConn;
     const say = (frame: object) => socket.send(JSON.stringify(frame));
-    socket.on("close", () => conn && this.conns.delete(conn));
+    socket.on("close", () => {
+      if (!conn) return;
+      this.conns.delete(conn);
+      for (const room of conn.rooms) this.tellPresence(room);
+    });
     socket.on("message", (raw) => {
       const frame = JSON.parse(String(raw)) as Record<string, unknown>;
       this.frames.push({ conn: id, frame });
@@ -153,7 +169,7 @@ export class FakeServer {
           socket.close(who.code === "token_expired" ? 4002 : 4001, who.code);
           return;
         }
-        conn = { socket, user: who.user, rooms: new Set(), id };
+        conn = { socket, user: who.user, rooms: new Set(), watched: new Set(), id };
         this.conns.add(conn);
         say({ op: "hello", conn: String(id), user: who.user, node: "fake", epoch: this.epoch, heartbeat: this.heartbeat });
         return;
@@ -177,11 +193,17 @@ export class FakeServer {
         if (reason) return say({ op: "resync", id, room: room.id, reason, head });
         conn.rooms.add(room.id);
         say({ op: "ok", id, room: room.id, head, epoch: this.epoch });
+        if (frame.presence === true) conn.watched.add(room.id);
+        this.tellPresence(room.id);
         for (const event of room.events.slice(after)) say({ op: "event", room: room.id, ...event });
         return;
       }
       case "unsubscribe":
         conn.rooms.delete(String(frame.room));
+        this.tellPresence(String(frame.room));
+        return say({ op: "ok", id });
+      case "typing":
+        this.tell(String(frame.room), { op: "event", room: frame.room, type: frame.active === false ? "typing.stop" : "typing.start", at: new Date().toISOString(), data: { user: conn.user } }, conn);
         return say({ op: "ok", id });
       case "send": {
         const mishap = this.mishaps.shift();
