@@ -138,12 +138,12 @@ var (
 	anyCodes = []petrel.Code{
 		petrel.CodeInvalidField, petrel.CodeInvalidUTF8, petrel.CodeInvalidJSON, petrel.CodeInvalidID, petrel.CodeUnauthenticated, petrel.CodeInvalidToken,
 		petrel.CodeTokenExpired, petrel.CodeAppSuspended, petrel.CodeForbidden, petrel.CodeTooLarge, petrel.CodeUnsupportedType, petrel.CodeRateLimited,
-		petrel.CodeInternal, petrel.CodeDraining, petrel.CodeOverloaded, petrel.CodeTimeout,
+		petrel.CodeInternal, petrel.CodeDraining, petrel.CodeOverloaded, petrel.CodeTimeout, petrel.CodeInvalidPosition, petrel.CodeEpoch,
 	}
 	writeCodes = []petrel.Code{
 		petrel.CodeIDReused, petrel.CodeConflict, petrel.CodeBusy, petrel.CodeNoLeader, petrel.CodeUnknownOutcome, petrel.CodeDiskFull,
 	}
-	readCodes = []petrel.Code{petrel.CodeInvalidPosition, petrel.CodeEpoch, petrel.CodeReadBudget}
+	readCodes = []petrel.Code{petrel.CodeReadBudget}
 )
 
 // register adds one operation. Errors of handlers become problems.

@@ -271,6 +271,9 @@ func TestPositions(t *testing.T) {
 		if status, code := s.ask("GET", "/v1/rooms/r", "", s.as("ann"), "Petrel-Position: "+c.position).problem(t); status != c.status || code != c.code {
 			t.Errorf("%s: %d %s", name, status, code)
 		}
+		if status, code := s.ask("POST", "/v1/rooms/r/messages", `{"text":"z"}`, s.as("ann"), "Petrel-Position: "+c.position).problem(t); status != c.status || code != c.code {
+			t.Errorf("a command %s: %d %s", name, status, code)
+		}
 	}
 	next := petrel.Position{Epoch: p.Epoch, Index: p.Index + 1}.String()
 	done := make(chan reply, 1)
@@ -281,6 +284,16 @@ func TestPositions(t *testing.T) {
 	s.post("ann", "r", "late", "y")
 	if r := <-done; r.Response == nil || r.StatusCode != 200 || !strings.Contains(r.body, `"late"`) {
 		t.Fatalf("a read of the next position: %+v", r)
+	}
+	// A command is decided on nothing older than its position: what another node acknowledged is there to be deleted.
+	next = petrel.Position{Epoch: p.Epoch, Index: p.Index + 2}.String()
+	go func() {
+		r, _ := s.try("DELETE", "/v1/rooms/r/messages/later", "", s.as("ann"), "Petrel-Position: "+next)
+		done <- r
+	}()
+	s.post("ann", "r", "later", "y")
+	if r := <-done; r.Response == nil || r.StatusCode != 200 {
+		t.Fatalf("a command at the next position: %+v", r)
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -75,13 +76,11 @@ func (s *server) registerMessages(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case id == "":
-			id = in.Key
-		case in.Key != "" && in.Key != id:
+		if id != "" && in.Key != "" && in.Key != id {
 			return nil, petrel.Errorf(petrel.CodeInvalidField, "The message's id is its idempotency key: leave the header away, or send the same.")
 		}
-		return run(ctx, s, id, cmd, of)
+		in.Key = cmp.Or(id, in.Key)
+		return run(ctx, s, in.Idempotent, cmd, of)
 	})
 	register(s, api, route{
 		id: "listMessages", method: http.MethodGet, path: "/v1/rooms/{room}/messages", tag: tag, summary: "Page through messages", codes: room,
@@ -126,7 +125,7 @@ func (s *server) registerMessages(api huma.API) {
 		if err := checkUsers(cmd.Mentions); err != nil {
 			return nil, err
 		}
-		return run(ctx, s, in.Key, cmd, of, http.StatusOK)
+		return run(ctx, s, in.Idempotent, cmd, of, http.StatusOK)
 	})
 	register(s, api, route{
 		id: "deleteMessage", method: http.MethodDelete, path: "/v1/rooms/{room}/messages/{message}", tag: tag, summary: "Delete a message", codes: one, write: true,
@@ -137,6 +136,6 @@ func (s *server) registerMessages(api huma.API) {
 		Idempotent
 	},
 	) (*answer[messageBody], error) {
-		return run(ctx, s, in.Key, chat.DeleteMessage{Room: in.Room, ID: in.Message}, of, http.StatusOK)
+		return run(ctx, s, in.Idempotent, chat.DeleteMessage{Room: in.Room, ID: in.Message}, of, http.StatusOK)
 	})
 }

@@ -73,7 +73,7 @@ func (s *server) registerRooms(api huma.API) {
 			}
 			cmd.Members = append(cmd.Members, m.Member)
 		}
-		return run(ctx, s, in.Key, cmd, func(room chat.Room) roomBody { return roomBody{room} })
+		return run(ctx, s, in.Idempotent, cmd, func(room chat.Room) roomBody { return roomBody{room} })
 	})
 	register(s, api, route{
 		id: "listRooms", method: http.MethodGet, path: "/v1/rooms", tag: tag, summary: "List rooms",
@@ -111,7 +111,7 @@ func (s *server) registerRooms(api huma.API) {
 		description: "Replaces the fields given.",
 	}, func(ctx context.Context, in *updateRoom) (*answer[roomBody], error) {
 		cmd := chat.UpdateRoom{Room: in.Room, Name: in.Body.Name, Custom: json.RawMessage(in.Body.Custom)}
-		return run(ctx, s, in.Key, cmd, func(room chat.Room) roomBody { return roomBody{room} }, http.StatusOK)
+		return run(ctx, s, in.Idempotent, cmd, func(room chat.Room) roomBody { return roomBody{room} }, http.StatusOK)
 	})
 	register(s, api, route{
 		id: "deleteRoom", method: http.MethodDelete, path: "/v1/rooms/{room}", tag: tag, summary: "Delete a room", codes: gone, write: true,
@@ -121,7 +121,7 @@ func (s *server) registerRooms(api huma.API) {
 		Idempotent
 	},
 	) (*answer[roomBody], error) {
-		return run(ctx, s, in.Key, chat.DeleteRoom{Room: in.Room}, func(room chat.Room) roomBody { return roomBody{room} }, http.StatusOK)
+		return run(ctx, s, in.Idempotent, chat.DeleteRoom{Room: in.Room}, func(room chat.Room) roomBody { return roomBody{room} }, http.StatusOK)
 	})
 	s.registerMembers(api, gone)
 }
@@ -169,7 +169,7 @@ func (s *server) registerMembers(api huma.API, gone []petrel.Code) {
 		if in.Body != nil {
 			cmd.Role = roleOf(in.Body.Role)
 		}
-		return run(ctx, s, in.Key, cmd, of, http.StatusOK)
+		return run(ctx, s, in.Idempotent, cmd, of, http.StatusOK)
 	})
 	register(s, api, route{
 		id: "removeMember", method: http.MethodDelete, path: "/v1/rooms/{room}/members/{user}", tag: tag, summary: "Remove a member", codes: one, write: true,
@@ -180,14 +180,18 @@ func (s *server) registerMembers(api huma.API, gone []petrel.Code) {
 		Idempotent
 	},
 	) (*answer[membershipBody], error) {
-		return run(ctx, s, in.Key, chat.RemoveMember{Room: in.Room, User: in.User}, of, http.StatusOK)
+		return run(ctx, s, in.Idempotent, chat.RemoveMember{Room: in.Room, User: in.User}, of, http.StatusOK)
 	})
 }
 
-// run carries a command out for the caller. It answers 201 when something was made and 200 when nothing changed, or always the status given.
-func run[A, B any](ctx context.Context, s *server, key petrel.CommandID, cmd command.Command, body func(A) B, always ...int) (*answer[B], error) {
+// run carries a command out for the caller, at or after the position that they named. It answers 201 when something was made and 200 when
+// nothing changed, or always the status given.
+func run[A, B any](ctx context.Context, s *server, in Idempotent, cmd command.Command, body func(A) B, always ...int) (*answer[B], error) {
+	if err := s.await(ctx, in.Position); err != nil {
+		return nil, err
+	}
 	actor := gateway.CredentialOf(ctx).Actor
-	res, err := s.do(ctx, actor, command.Meta{Command: key, Request: gateway.RequestID(ctx)}, cmd)
+	res, err := s.do(ctx, actor, command.Meta{Command: in.Key, Request: gateway.RequestID(ctx)}, cmd)
 	if err != nil {
 		return nil, err
 	}

@@ -195,8 +195,9 @@ func (p *OfMessage) Resolve(huma.Context) []error {
 	return refusals(err)
 }
 
-// Idempotent is the header of commands.
+// Idempotent are the headers of commands.
 type Idempotent struct {
+	Positioned
 	Key petrel.CommandID `header:"Idempotency-Key" doc:"Chosen by the client: a repeat with the same key does nothing and gives the first answer again."`
 }
 
@@ -209,9 +210,9 @@ func (p *Idempotent) Resolve(huma.Context) []error {
 	return refusals(err)
 }
 
-// Positioned is the header of reads.
+// Positioned is the header of reads, and of commands that rest on what another node answered.
 type Positioned struct {
-	Position string `header:"Petrel-Position" doc:"From the answer to a write: the read waits until it shows that write."`
+	Position string `header:"Petrel-Position" doc:"From an answer: the node waits until it has come as far, then reads, or decides."`
 }
 
 // Limited is the size of a page.
