@@ -19,6 +19,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
 // cellConfig is a node's on ports that the kernel chooses.
@@ -212,6 +213,49 @@ func TestCellRefusals(t *testing.T) {
 		_ = n.Stop()
 		t.Error("a removed node starts as if nothing were")
 	}
+}
+
+// TestJoinBySnapshot: what the log has forgotten comes to a new node as a snapshot, and its clients as a history.
+func TestJoinBySnapshot(t *testing.T) {
+	t.Parallel()
+	short := &Faults{Log: func(o *raftlog.Options) { o.TrailingLogs, o.SegmentSize = 1, 4<<10 }}
+	first := cellConfig(t, "n1")
+	n1 := startFaulty(t, first, short)
+	app, err := n1.CreateApp(t.Context(), NewApp{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, n1, app.ID, chat.CreateRoom{ID: "r", Kind: event.RoomOpen})
+	var res command.Result
+	for i := range 40 {
+		res = do(t, n1, app.ID, chat.PostMessage{Room: "r", Text: fmt.Sprint("hi ", i)})
+	}
+	if err := n1.shard.log.TakeSnapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n2 := startFaulty(t, joining(cellConfig(t, "n2"), first, n1.cell.port.Addr()), short)
+	if n2.shard.log.Status().SnapshotMark == 0 {
+		t.Error("no snapshot came")
+	}
+	if err := n2.shard.loop.WaitApplied(t.Context(), res.Position.Index); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := n1.shard.store.Applied(), n2.shard.store.Applied(); a.Index == b.Index && a.Digest != b.Digest {
+		t.Errorf("they differ: %+v %+v", a, b)
+	}
+	if _, err := n2.App(t.Context(), app.ID); err != nil {
+		t.Errorf("the new node does not know the app: %v", err)
+	}
+	token, err := n2.MintToken(t.Context(), app.ID, "ada", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, body := fetch(t, "GET", "http://"+n2.Addr()+"/v1/rooms/r/events?after=0&limit=100", "", "Authorization", "Bearer "+token.Token)
+	if status != 200 || strings.Count(body, `"message.new"`) != 40 {
+		t.Errorf("the history on the new node: %d, %d messages of 40", status, strings.Count(body, `"message.new"`))
+	}
+	until(t, "two voters", func() bool { return voters(t, n1) == 2 })
+	do(t, n2, app.ID, chat.PostMessage{Room: "r", Text: "hi from n2"})
 }
 
 // TestCellFencesWhoDiffers: a replica whose folds come to something else is found within seconds, turns everybody away, and is

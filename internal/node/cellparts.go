@@ -132,10 +132,10 @@ func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
 
 // logOptions are what a cell's log needs beyond a lone node's.
 func (n *Node) logOptions(o *raftlog.Options) {
-	if n.cell == nil {
-		return
+	if n.cell != nil {
+		n.cell.logOptions(o)
 	}
-	n.cell.logOptions(o)
+	n.opt.Faults.log(o)
 }
 
 // level is what may be written.

@@ -7,6 +7,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
 // Faults are the seams at which tests of the checker plant bugs, and set a clock wrong. Production leaves Options.Faults
@@ -14,6 +15,8 @@ import (
 type Faults struct {
 	// Now is the clock that stamps entries and checks tokens.
 	Now func() time.Time
+	// Log changes how the log is opened.
+	Log func(o *raftlog.Options)
 	// Domains are between the log and the folds.
 	Domains func(domains []apply.Domain) []apply.Domain
 	// Publish is between apply and the hub.
@@ -29,6 +32,12 @@ func (f *Faults) now() func() time.Time {
 		return time.Now
 	}
 	return f.Now
+}
+
+func (f *Faults) log(o *raftlog.Options) {
+	if f != nil && f.Log != nil {
+		f.Log(o)
+	}
 }
 
 func (f *Faults) domains(domains []apply.Domain) []apply.Domain {
