@@ -16,7 +16,7 @@ import (
 func TestTortureShort(t *testing.T) {
 	t.Parallel()
 	faults := FaultsNamed("partition", "kill -9", "SIGSTOP", "one-way loss", "restart", "power off", "transfer", "clock jump")
-	v := Torture(t, TortureOptions{Seed: seedOf(t, 1), Faults: len(faults), Only: faults, Tolerate: notYet()})
+	v := Torture(t, TortureOptions{Seed: seedOf(t, 1), Faults: len(faults), Only: faults})
 	t.Log(v.Markdown())
 	if len(v.Findings) > 0 {
 		t.Fail()
@@ -33,7 +33,7 @@ func TestTorture(t *testing.T) {
 		faults = 300
 	}
 	duration, _ := time.ParseDuration(os.Getenv("PETREL_TORTURE_DURATION")) // none: until the faults are done
-	o := TortureOptions{Seed: seedOf(t, rand.Uint64N(1_000_000)), Faults: faults, Duration: duration, Tolerate: notYet(), Keep: os.Getenv("PETREL_TORTURE_KEEP")}
+	o := TortureOptions{Seed: seedOf(t, rand.Uint64N(1_000_000)), Faults: faults, Duration: duration, Keep: os.Getenv("PETREL_TORTURE_KEEP")}
 	if names := os.Getenv("PETREL_TORTURE_ONLY"); names != "" {
 		o.Only = FaultsNamed(splitNames(names)...)
 	}
@@ -43,9 +43,6 @@ func TestTorture(t *testing.T) {
 		t.Fail()
 	}
 }
-
-// notYet are checks that the cell does not pass yet.
-func notYet() []string { return []string{CheckAhead, CheckBlind} }
 
 // seedOf is PETREL_TORTURE_SEED, or the one given. Either is printed.
 func seedOf(t *testing.T, seed uint64) uint64 {

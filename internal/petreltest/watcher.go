@@ -183,7 +183,12 @@ func (v *visit) socket(ctx context.Context) error {
 			w.mu.Unlock()
 		case "resync":
 			return v.told(ctx, f.Room, f.Reason, f.Head)
-		case "unsubscribed", "error":
+		case "error":
+			if mayRetry(f.Code) {
+				return errHop
+			}
+			return v.told(ctx, f.Room, "error "+f.Code, 0)
+		case "unsubscribed":
 			return v.told(ctx, f.Room, f.Op+" "+f.Code, 0)
 		case "reconnect":
 			return errHop
