@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/bus/bustest"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
-	"github.com/petrel-chat/petrel/internal/petreltest"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
 
@@ -27,7 +27,7 @@ func TestRecover(t *testing.T) {
 	nodes := make([]*Node, 3)
 	for i := range cfgs {
 		cfgs[i] = cellConfig(t, "n"+string(rune('1'+i)))
-		host := petreltest.Loopback(t)
+		host := bustest.Loopback(t)
 		cfgs[i].Peer, cfgs[i].Bus = host+":7600", host+":7601"
 		if i > 0 {
 			cfgs[i] = joining(cfgs[i], cfgs[0], cfgs[0].Peer)

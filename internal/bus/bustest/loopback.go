@@ -1,4 +1,4 @@
-package petreltest
+package bustest
 
 import (
 	"fmt"
