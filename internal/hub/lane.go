@@ -127,6 +127,17 @@ func (h *Hub) attend(ctx context.Context) {
 				return
 			case <-pause.C:
 			}
+			// What came meanwhile is in this pass. Left for the next select, it would be a pass more, and which of two at
+			// once comes first would be chance: a simulation could not repeat it.
+			select {
+			case <-l.wake:
+			default:
+			}
+			select {
+			case <-tick.C:
+				ticked = true
+			default:
+			}
 		}
 		h.pass(time.Now(), ticked)
 	}
