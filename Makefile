@@ -11,6 +11,9 @@ DATA      ?= petrel-data
 ARGS      ?=
 FUZZTIME  ?= 20s
 SIMTIME   ?= 60s
+FAULTS    ?= 300
+DURATION  ?= 0s
+SEED      ?=
 BENCH     ?= .
 COUNT     ?= 10
 BASE      ?=
@@ -98,6 +101,11 @@ race: ## the Go tests under the race detector (needs a C compiler)
 .PHONY: sim
 sim: ## seeded simulations (TestSim…) for SIMTIME each; a failure prints its seed (PETREL_SIM_SEED=…)
 	PETREL_SIM_TIME=$(SIMTIME) go test -count=1 -timeout 60m -run '^TestSim' ./internal/...
+
+.PHONY: torture
+torture: ## faults in a cell of three under load, judged: FAULTS=300 DURATION=0 SEED=…; needs root and /dev/net/tun
+	@PETREL_TORTURE=1 PETREL_TORTURE_FAULTS=$(FAULTS) PETREL_TORTURE_DURATION=$(DURATION) PETREL_TORTURE_SEED=$(SEED) \
+		go test -count=1 -v -timeout 24h -run '^TestTorture$$' ./internal/petreltest
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +22,7 @@ type Nemesis struct {
 	journal *Journal
 	began   time.Time
 	logf    func(format string, args ...any)
+	damaged map[int]bool // nodes whose replica may not be trusted since this strike began
 
 	Done []Did
 }
@@ -68,8 +71,8 @@ func (n *Nemesis) Any(from []Fault) Fault {
 }
 
 // Strike does faults one after the other, each while those before it last, takes them back in any order, and waits until the cell
-// is healthy. An error says that it did not become so.
-func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) error {
+// is healthy. What it finds is that the cell did not become so, or that a replica was fenced without need, or not fenced in need.
+func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) []Finding {
 	names := make([]string, len(faults))
 	for i, f := range faults {
 		names[i] = f.Name
@@ -82,6 +85,8 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) error {
 	}
 	var open []ongoing
 	var failed error
+	n.damaged = map[int]bool{}
+	lives := n.lives()
 	for _, f := range faults {
 		at := time.Now()
 		what, undo, err := f.Do(ctx, n)
@@ -110,12 +115,33 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) error {
 	n.journal.Say("all taken back")
 	began := time.Now()
 	if err := errors.Join(failed, n.fleet.WaitHealthy(ctx)); err != nil {
-		return err // the storm is not over
+		return []Finding{{CheckStuck, "", err.Error()}} // the storm is not over
 	}
 	n.Done[len(n.Done)-1].Healed = time.Since(began)
 	n.journal.Say("healthy")
 	over()
-	return nil
+	return n.fenced(lives)
+}
+
+// lives are the replicas of the nodes.
+func (n *Nemesis) lives() (out []string) {
+	for i := range n.fleet.Size() {
+		out = append(out, n.fleet.Life(n.name(i)))
+	}
+	return out
+}
+
+// fenced compares the replicas with those before: a damaged one must be another now, every other must be the same.
+func (n *Nemesis) fenced(before []string) (found []Finding) {
+	for i, now := range n.lives() {
+		switch changed := now != before[i]; {
+		case changed && !n.damaged[i]:
+			found = append(found, Finding{CheckFence, "", n.name(i) + " was rebuilt although nobody had damaged it"})
+		case !changed && n.damaged[i]:
+			found = append(found, Finding{CheckFence, "", n.name(i) + " is damaged and was not rebuilt"})
+		}
+	}
+	return found
 }
 
 // victim is the leader half of the time, else anybody.
@@ -302,9 +328,83 @@ func diskFaults() []Fault {
 		{Name: "wiped disk", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
 			i := n.victim(ctx)
 			n.fleet.Kill(i)
+			n.damaged[i] = true
 			return "of " + n.name(i), n.restart(i), n.fleet.Wipe(i)
 		}},
+		{Name: "flipped bit in a log that is down", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
+			i := n.victim(ctx)
+			n.fleet.Kill(i)
+			where, err := n.flip(i, "shard-0/log", false)
+			return "of " + n.name(i) + ": " + where, n.restart(i), err
+		}},
+		{Name: "flipped bit in a log that runs", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
+			i := n.victim(ctx)
+			where, err := n.flip(i, "shard-0/log", false)
+			return "of " + n.name(i) + ": " + where, func() error {
+				n.fleet.Kill(i) // what runs may never read that place again
+				return n.restart(i)()
+			}, err
+		}},
 	}
+}
+
+// flip turns one bit of some message's text in a folder of a node, in one place or wherever that text is.
+func (n *Nemesis) flip(i int, folder string, everywhere bool) (where string, err error) {
+	type place struct {
+		path string
+		at   int
+	}
+	root := n.fleet.Folder(i)
+	// This is no accident, however often it comes.
+	if err := os.Remove(filepath.Join(root, "rebuilds")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	texts := map[string][]place{}
+	err = filepath.WalkDir(filepath.Join(root, folder), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range messageText.FindAllIndex(b, -1) {
+			texts[string(b[m[0]:m[1]])] = append(texts[string(b[m[0]:m[1]])], place{path, m[0]})
+		}
+		return err
+	})
+	if err != nil || len(texts) == 0 {
+		return "", errors.Join(errors.New("there is no message to be damaged"), err)
+	}
+	keys := sortedKeys(texts)
+	places := texts[keys[n.rng.IntN(len(keys))]]
+	if !everywhere {
+		places = places[:1]
+	}
+	for _, p := range places {
+		if err := flipAt(p.path, int64(p.at)); err != nil {
+			return "", err
+		}
+		where = fmt.Sprintf("%s at %d", strings.TrimPrefix(p.path, root+"/"), p.at)
+	}
+	n.damaged[i] = true
+	return where, nil
+}
+
+// messageText is what a workload's messages look like in a file.
+var messageText = regexp.MustCompile(`text of [A-Za-z0-9-]+`)
+
+// flipAt turns the lowest bit of one byte.
+func flipAt(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		return err
+	}
+	b[0] ^= 1
+	_, err = f.WriteAt(b[:], at)
+	return err
 }
 
 // fillDisk writes until the file system has nothing left.

@@ -90,9 +90,7 @@ func (n *Nemesis) round(ctx context.Context, o TortureOptions, wo WorkloadOption
 	var found []Finding
 	for len(n.Done) < goal && len(found) == 0 {
 		wait(ctx, nil, 200*time.Millisecond+time.Duration(n.rng.Int64N(int64(time.Second))))
-		if err := n.Strike(ctx, n.chain(o, len(n.Done))...); err != nil {
-			found = append(found, Finding{CheckStuck, "", err.Error()})
-		}
+		found = append(found, n.Strike(ctx, n.chain(o, len(n.Done))...)...)
 	}
 	var e *Evidence
 	if len(found) == 0 {
