@@ -162,6 +162,7 @@ func (f *Fleet) Stop(ctx context.Context, i int) error {
 	if err := syscall.Kill(s.cmd.Process.Pid, syscall.SIGTERM); err != nil {
 		return err
 	}
+	f.Resume(i) // one that stands still does not hear it
 	if !poll(ctx, Patience, s.Exited) {
 		return fmt.Errorf("%s did not end after SIGTERM", f.nodes[i].name)
 	}
