@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -41,7 +40,7 @@ func TestRecover(t *testing.T) {
 	}
 	waitApp(t, nodes[2], app.ID)
 	before := do(t, nodes[2], app.ID, chat.CreateRoom{ID: "before", Kind: event.RoomOpen})
-	ctx, logger := t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil))
+	ctx, logger := t.Context(), slog.New(slog.DiscardHandler)
 	data := cfgs[2].Data
 
 	// Neither is a folder in use touched, nor one whose cell has a quorum without it.
