@@ -41,6 +41,8 @@ const (
 	CheckAhead       = "ahead"            // a subscription was ended because its node had not come as far yet
 	CheckBlind       = "blind"            // a command was refused for want of what the position that came with it shows
 	CheckRefusal     = "refusal"          // a request was refused that may not be
+	CheckPresence    = "presence"         // nodes or subscribers do not come to agree on who is in a room
+	CheckTyping      = "typing"           // a subscriber does not hear who begins or ends to type
 	CheckFence       = "fence"            // a replica was fenced that nobody damaged, or was not that somebody did
 	CheckStuck       = "stuck"            // the cell did not come back in time
 )

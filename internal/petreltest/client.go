@@ -203,7 +203,10 @@ type Frame struct {
 	Epoch    string          `json:"epoch"`
 	Reason   string          `json:"reason"`
 	Position string          `json:"position"`
-	Raw      string          `json:"-"`
+	Users    []struct {
+		User string `json:"user"`
+	} `json:"users"`
+	Raw string `json:"-"`
 }
 
 // Dial opens a socket as a user and waits for hello.

@@ -23,6 +23,7 @@ func (w *Workload) Settle(ctx context.Context, patience time.Duration) (*Evidenc
 	if err != nil {
 		stuck = append(stuck, Finding{CheckStuck, "", err.Error()})
 	}
+	stuck = append(stuck, w.moment(ctx, patience)...)
 	e := &Evidence{Journal: w.journal, Rooms: w.rooms, Final: map[string]map[string][]Event{}, Seen: map[string][]Seen{}}
 	for _, site := range w.opt.Sites {
 		e.Sites = append(e.Sites, site.Name)
@@ -80,6 +81,81 @@ func (w *Workload) close(ctx context.Context, patience time.Duration) (position 
 		}
 	}
 	return position, nil
+}
+
+// moment judges what is not kept: every node and every watcher must come to agree on who is in each room, and hear of somebody who
+// begins to type, and of the end of that.
+func (w *Workload) moment(ctx context.Context, patience time.Duration) (found []Finding) {
+	var here []string
+	for _, v := range w.watchers {
+		here = append(here, v.name)
+	}
+	slices.Sort(here)
+	for _, room := range w.rooms {
+		why := ""
+		if !poll(ctx, patience, func() bool { why = w.absent(ctx, room, here); return why == "" }) {
+			found = append(found, Finding{CheckPresence, room, fmt.Sprintf("here are %q; %s", here, why)})
+		}
+	}
+	for i, v := range w.watchers {
+		if v.sse {
+			continue // it has nothing to say
+		}
+		room := w.rooms[i%len(w.rooms)]
+		for _, active := range []bool{true, false} {
+			why, deadline := "", time.Now().Add(patience)
+			for { // said again now and then, as its client would
+				if err := v.Type(ctx, room, active); err != nil {
+					why = fmt.Sprintf("%s cannot say that it types: %v", v.name, err)
+				}
+				if poll(ctx, time.Second, func() bool { why = w.unheard(v, room, active); return why == "" }) || ctx.Err() != nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					found = append(found, Finding{CheckTyping, room, why})
+					break
+				}
+			}
+		}
+	}
+	return found
+}
+
+// absent says who is wrong about who is in a room.
+func (w *Workload) absent(ctx context.Context, room string, here []string) string {
+	for _, site := range w.opt.Sites {
+		base, c := site.At()
+		var told struct {
+			Users   []struct{ User string }
+			Partial bool
+		}
+		ctx, cancel := context.WithTimeout(ctx, w.opt.Timeout)
+		_, err := Call(ctx, c, base, "", http.MethodGet, "/v1/rooms/"+room+"/presence", nil, &told)
+		cancel()
+		var users []string
+		for _, u := range told.Users {
+			users = append(users, u.User)
+		}
+		if err != nil || told.Partial || !slices.Equal(users, here) {
+			return fmt.Sprintf("%s says %q (partial: %v, error: %v)", site.Name, users, told.Partial, err)
+		}
+	}
+	for _, v := range w.watchers {
+		if present := v.Present(room); present != nil && !slices.Equal(present, here) {
+			return fmt.Sprintf("%s was told %q by %s", v.name, present, v.Where())
+		}
+	}
+	return ""
+}
+
+// unheard says who has not heard that a watcher types, or that it has ended.
+func (w *Workload) unheard(typist *Watcher, room string, active bool) string {
+	for _, v := range w.watchers {
+		if v != typist && !v.sse && v.Types(typist.name, room) != active {
+			return fmt.Sprintf("%s at %s has not heard that %s at %s types: %v", v.name, v.Where(), typist.name, typist.Where(), active)
+		}
+	}
+	return ""
 }
 
 // final is everything that a site has of a room, at or after a position; nothing for a room that was never made.

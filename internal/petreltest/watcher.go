@@ -35,6 +35,9 @@ type Watcher struct {
 	stay    bool   // it moves no more by itself
 	settled bool   // it is connected since it was told to stay
 	hangUp  context.CancelFunc
+	socket  *Socket                    // while it has one
+	present map[string]map[string]bool // who is there, by room, as this connection was told
+	typing  map[string]string          // in which room a user was last said to type
 }
 
 // Seen is one thing that a watcher was offered.
@@ -119,7 +122,7 @@ func (w *Watcher) connect(ctx context.Context, site, base string, c *http.Client
 		_ = v.socket(ctx)
 	}
 	w.mu.Lock()
-	w.site, w.settled = "", false
+	w.site, w.settled, w.socket, w.present, w.typing = "", false, nil, nil, nil
 	w.mu.Unlock()
 }
 
@@ -155,9 +158,10 @@ func (v *visit) socket(ctx context.Context) error {
 	if epoch != "" {
 		w.resumed++
 	}
+	w.socket, w.present, w.typing = s, map[string]map[string]bool{}, map[string]string{}
 	w.mu.Unlock()
 	for i, room := range w.rooms {
-		frame := map[string]any{"op": "subscribe", "id": i + 1, "room": room, "after": from[room]}
+		frame := map[string]any{"op": "subscribe", "id": i + 1, "room": room, "after": from[room], "presence": true}
 		if epoch != "" {
 			frame["epoch"] = epoch
 		}
@@ -172,7 +176,13 @@ func (v *visit) socket(ctx context.Context) error {
 			return err
 		}
 		switch f.Op {
+		case "presence":
+			w.list(f)
 		case "event":
+			if f.Seq == 0 {
+				w.hear(f)
+				continue
+			}
 			w.offered(v.site, f.Room, Event{Seq: f.Seq, Type: f.Type, At: f.At, Data: f.Data})
 			if v.hop--; v.hop < 0 {
 				return errHop
@@ -281,6 +291,67 @@ func (v *visit) chunk(ctx context.Context, name, id, data string) error {
 		return errHop
 	}
 	return nil
+}
+
+// list takes a list of who is in a room.
+func (w *Watcher) list(f Frame) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	users := map[string]bool{}
+	for _, u := range f.Users {
+		users[u.User] = true
+	}
+	w.present[f.Room] = users
+}
+
+// hear takes an event that is of the moment only.
+func (w *Watcher) hear(f Frame) {
+	var who struct{ User string }
+	if json.Unmarshal(f.Data, &who) != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch f.Type {
+	case "presence.join":
+		if w.present[f.Room] != nil { // before the list comes, it says nothing
+			w.present[f.Room][who.User] = true
+		}
+	case "presence.leave":
+		delete(w.present[f.Room], who.User)
+	case "typing.start":
+		w.typing[who.User] = f.Room
+	case "typing.stop":
+		delete(w.typing, who.User)
+	}
+}
+
+// Present is who it was told is in a room, sorted; nil when it is not told such things.
+func (w *Watcher) Present(room string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.socket == nil {
+		return nil
+	}
+	return sortedKeys(w.present[room])
+}
+
+// Types says whether it was told that a user types in a room.
+func (w *Watcher) Types(user, room string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.typing[user] == room
+}
+
+// Type says that it types, or no more.
+func (w *Watcher) Type(ctx context.Context, room string, active bool) error {
+	w.mu.Lock()
+	s := w.socket
+	w.mu.Unlock()
+	if s == nil {
+		return errors.New("it has no socket")
+	}
+	return s.Write(ctx, map[string]any{"op": "typing", "room": room, "active": active})
 }
 
 func (w *Watcher) offered(site, room string, ev Event) {

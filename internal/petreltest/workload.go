@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"sync"
@@ -411,9 +412,15 @@ func (t *talker) attempt(ctx context.Context, op *Op) {
 	case OpLeave:
 		ask.Method, ask.Path = http.MethodDelete, ask.Path+"/members/"+op.Object
 	}
+	// A transport sends an idempotent request again by itself when a connection breaks: refused is then only the last try.
+	var sent atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	_, position, err := ask.Do(ctx, c, base)
 	op.Return = t.w.journal.Now()
 	op.settle(position, err)
+	if !sent.Load() && errors.Is(err, syscall.ECONNREFUSED) {
+		op.Outcome, op.Why = Refused, "down" // nobody was asked
+	}
 	if op.Outcome == Done && op.Kind == OpPost {
 		op.Seq = message.Message.Seq
 		if m := message.Message; m.ID != op.ID || m.User != op.User || m.Text != op.Text || m.Room != op.Room {
@@ -432,8 +439,6 @@ func (op *Op) settle(position string, err error) {
 		op.Outcome, op.Why = Refused, p.Code
 	case errors.As(err, &p):
 		op.Outcome, op.Why = Unknown, p.Code
-	case errors.Is(err, syscall.ECONNREFUSED):
-		op.Outcome, op.Why = Refused, "down" // nobody was asked
 	default:
 		op.Outcome, op.Why = Unknown, err.Error()
 	}
