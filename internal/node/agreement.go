@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +24,9 @@ type agreementOptions struct {
 	self petrel.NodeID
 	// level is what must be equal for two replicas to be compared.
 	level func() level
-	// peers are the other members of the group that are alive.
-	peers func() []petrel.NodeID
+	// peers are the other members of the group that are alive; members are all, this one and the dead too.
+	peers   func() []petrel.NodeID
+	members func() []petrel.NodeID
 	// leader is who leads, as this node sees it, and in which term.
 	leader func() (petrel.NodeID, uint64)
 	// ask is bus.Request.
@@ -34,12 +34,16 @@ type agreementOptions struct {
 	// proofAt and proven are apply.Loop's.
 	proofAt func(index uint64) (apply.Proof, bool)
 	proven  func() (low, high uint64)
+	// pin is apply.Loop's PinAt.
+	pin func(ctx context.Context, index uint64) (scrubber, error)
 	// fence takes this node out of service, for good. It may be called often and from anywhere.
-	fence func(reason string)
+	fence func(c cause, reason string)
 	// fenced says why this node is fenced; "" while it is not.
 	fenced func() string
 	// interval between two comparisons. Default 3 s.
 	interval time.Duration
+	// scrubEvery is the time between two scrubs, which the leader runs. Default 1 h.
+	scrubEvery time.Duration
 	// patience with one question. Default 2 s.
 	patience time.Duration
 	now      func() time.Time // default time.Now
@@ -76,9 +80,15 @@ type agreement struct {
 	mu        sync.Mutex // guards what follows
 	agreed    time.Time  // when all living members were last found equal
 	reported  map[string]time.Time
-	postponed int // rounds that a verdict has waited
+	postponed int       // rounds that a verdict has waited
+	appeal    *evidence // this node was fenced by it without a majority, and members that are away may know better
 
-	open atomic.Bool // started
+	said     map[sliceKey][]string // what this replica answered to slices of scrubs
+	saidKeys []sliceKey            // oldest first
+	verified Verification          // of the last scrub that this node ran
+
+	open      atomic.Bool   // started
+	scrubbing chan struct{} // one token, of the slice being answered
 
 	ctx  context.Context //nolint:containedctx // the lifetime of the service
 	stop context.CancelFunc
@@ -95,7 +105,12 @@ func newAgreement(o agreementOptions) *agreement {
 	if o.now == nil {
 		o.now = time.Now
 	}
-	a := &agreement{o: o, reported: map[string]time.Time{}, agreed: o.now()}
+	if o.scrubEvery <= 0 {
+		o.scrubEvery = time.Hour
+	}
+	a := &agreement{
+		o: o, reported: map[string]time.Time{}, agreed: o.now(), said: map[sliceKey][]string{}, scrubbing: make(chan struct{}, 1),
+	}
 	a.m = newAgreementMetrics(o.reg, func() float64 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -117,6 +132,20 @@ func (a *agreement) start() {
 				return
 			case <-tick.C:
 				a.compare(a.ctx)
+			}
+		}
+	})
+	a.bg.Go(func() {
+		tick := time.NewTicker(a.o.scrubEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-a.ctx.Done():
+				return
+			case <-tick.C:
+				if leader, _ := a.o.leader(); leader == a.o.self && a.o.fenced() == "" {
+					_ = a.beginScrub(true) // else one is under way
+				}
 			}
 		}
 	})
@@ -215,10 +244,11 @@ func askAll[A any](ctx context.Context, a *agreement, nodes []petrel.NodeID, kin
 
 // compare is one round.
 func (a *agreement) compare(ctx context.Context) {
+	peers := a.o.peers()
 	if a.o.fenced() != "" {
+		a.hearAppeal(ctx, peers)
 		return
 	}
-	peers := a.o.peers()
 	low, high := a.o.proven()
 	answers := a.askProofs(ctx, peers, proofAsk{Index: high, Low: low})
 	var differ []petrel.NodeID
@@ -307,16 +337,24 @@ func (a *agreement) settle(ctx context.Context, other petrel.NodeID, peers []pet
 	}
 	e := evidence{Ask: q, Votes: a.askProofs(ctx, peers, q)}
 	e.Votes[a.o.self] = a.proof(q)
-	pending := len(peers) + 1
+	a.judge(ctx, e, other, began, found, a.count(e, peers))
+}
+
+// count leaves the votes that count, and returns how many living members may yet say. The vote of a fenced replica
+// counts: it may have been fenced for want of a majority.
+func (a *agreement) count(e evidence, peers []petrel.NodeID) (pending int) {
+	pending = len(peers) + 1
 	for n, v := range e.Votes {
-		if known, comparable := v.Known && v.Fenced == "", v.Fenced == "" && v.Level.comparable(a.o.level()); !known || !comparable {
-			delete(e.Votes, n)
-			if !comparable || q.Index < v.Forgot { // it will never say
-				pending--
-			}
+		comparable := v.Level.comparable(a.o.level())
+		if v.Known && comparable {
+			continue
+		}
+		delete(e.Votes, n)
+		if !comparable || e.Ask.Index < v.Forgot { // it will never say
+			pending--
 		}
 	}
-	a.judge(ctx, e, other, began, found, pending-len(e.Votes))
+	return pending - len(e.Votes)
 }
 
 // maxPostponed is how many rounds a verdict waits for nodes that are alive and have not come that far, or do not answer.
@@ -339,8 +377,11 @@ func (a *agreement) judge(ctx context.Context, e evidence, other petrel.NodeID, 
 	a.m.wrong.Set(float64(len(v.wrong)))
 	for _, n := range v.wrong {
 		e.Reason = v.reason(n, e, began, found)
-		if n == a.o.self {
-			a.o.fence(e.Reason)
+		switch {
+		case n == a.o.self:
+			a.condemn(e, v, e.Reason)
+			continue
+		case e.Votes[n].Fenced != "":
 			continue
 		}
 		a.alarm(string(n), "a replica is wrong: it is told to fence itself", "wrong", n, "reason", e.Reason)
@@ -348,6 +389,58 @@ func (a *agreement) judge(ctx context.Context, e evidence, other petrel.NodeID, 
 			a.o.logger.Warn("the wrong replica did not take it; trying again", "wrong", n, "error", err)
 		}
 	}
+}
+
+// condemn fences this node.
+func (a *agreement) condemn(e evidence, v verdict, reason string) {
+	if v.tie && len(e.Votes) < len(a.o.members()) {
+		a.mu.Lock()
+		if a.o.fenced() == "" {
+			a.appeal = &e
+		}
+		a.mu.Unlock()
+	}
+	a.o.fence(causeDiffers, reason)
+}
+
+// mayLeave says whether a fenced replica may be set aside: not while a member that is away could still say that the
+// leader is wrong and this one is right, for then this one is what is left of the truth.
+func (a *agreement) mayLeave() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.appeal == nil
+}
+
+// hearAppeal looks whether there is a majority by now, whatever it says, or nobody is left to make one.
+func (a *agreement) hearAppeal(ctx context.Context, peers []petrel.NodeID) {
+	a.mu.Lock()
+	appeal := a.appeal
+	a.mu.Unlock()
+	if appeal == nil {
+		return
+	}
+	e := evidence{Ask: appeal.Ask}
+	if appeal.judge().what == whatDigest { // it runs on: any index will do that all know
+		_, high := a.o.proven()
+		for _, r := range a.askProofs(ctx, peers, proofAsk{Index: high, Low: high}) {
+			if r.Known {
+				high = min(high, r.Index)
+			}
+		}
+		e.Ask.Index, e.Ask.Low = high, high
+	}
+	e.Votes = a.askProofs(ctx, peers, e.Ask)
+	e.Votes[a.o.self] = a.proof(e.Ask)
+	pending := a.count(e, peers)
+	v := e.judge()
+	away := len(a.o.members()) - 1 - len(peers)
+	if v.equal || v.tie && pending+away > 0 {
+		return
+	}
+	a.o.logger.Warn("the verdict on this fenced replica is final", "right", v.right, "wrong", v.wrong, "majority", !v.tie)
+	a.mu.Lock()
+	a.appeal = nil
+	a.mu.Unlock()
 }
 
 func (a *agreement) postpone() bool {
@@ -413,14 +506,11 @@ type evidence struct {
 	Reason string                        `json:"reason"`
 	Ask    proofAsk                      `json:"ask"`
 	Votes  map[petrel.NodeID]proofAnswer `json:"votes"`
+	Rows   *rowEvidence                  `json:"rows,omitempty"` // instead of Ask and Votes
 }
 
 // reason is the sentence about one wrong node: where it began, and how it was decided.
 func (v verdict) reason(wrong petrel.NodeID, e evidence, began uint64, found bool) string {
-	names := make([]string, len(v.right))
-	for i, n := range v.right {
-		names[i] = string(n)
-	}
 	what := "what its folds came to"
 	if v.what == whatWrites {
 		what = "what its folds wrote"
@@ -434,7 +524,7 @@ func (v verdict) reason(wrong petrel.NodeID, e evidence, began uint64, found boo
 		how = "no majority agrees, so the leader's side stays"
 	}
 	return fmt.Sprintf("%s differs %s: %s is not the same as on %s (compared at index %d; %s)",
-		wrong, where, what, strings.Join(names, " and "), e.Ask.Index, how)
+		wrong, where, what, names(v.right), e.Ask.Index, how)
 }
 
 // What replicas differ in.
@@ -537,6 +627,14 @@ func (a *agreement) serveFence(_ context.Context, from petrel.NodeID, payload []
 	if err := json.Unmarshal(payload, &e); err != nil {
 		return nil, fmt.Errorf("evidence that cannot be read: %w", err)
 	}
+	if e.Rows != nil {
+		if err := a.believe(*e.Rows); err != nil || !a.open.Load() || a.o.fenced() != "" {
+			return nil, err
+		}
+		a.m.told.Inc()
+		a.o.fence(causeRows, fmt.Sprintf("%s (found by %s)", e.Reason, from))
+		return nil, nil
+	}
 	quoted, ok := e.Votes[a.o.self]
 	mine := a.proof(e.Ask)
 	switch {
@@ -550,7 +648,7 @@ func (a *agreement) serveFence(_ context.Context, from petrel.NodeID, payload []
 		return nil, errors.New("the evidence does not say that this node is wrong")
 	}
 	a.m.told.Inc()
-	a.o.fence(fmt.Sprintf("%s (found by %s)", e.Reason, from))
+	a.condemn(e, e.judge(), fmt.Sprintf("%s (found by %s)", e.Reason, from))
 	return nil, nil
 }
 
@@ -558,6 +656,8 @@ type agreementMetrics struct {
 	compared     *prometheus.CounterVec
 	told         prometheus.Counter
 	index, wrong prometheus.Gauge
+	scrubbed     prometheus.Gauge
+	rowsDiffer   prometheus.Counter
 }
 
 func newAgreementMetrics(reg prometheus.Registerer, age func() float64) *agreementMetrics {
@@ -575,8 +675,14 @@ func newAgreementMetrics(reg prometheus.Registerer, age func() float64) *agreeme
 			Name: "petrel_node_agreement_wrong", Help: "Replicas found wrong in the last comparison. Above 0 is an alarm.",
 		}),
 	}
+	m.scrubbed = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "petrel_node_scrub_equal_timestamp_seconds", Help: "When a scrub that this node ran last found all rows of all members equal, in Unix seconds.",
+	})
+	m.rowsDiffer = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "petrel_node_scrub_differences_total", Help: "Ranges of rows in which replicas differed, in scrubs that this node ran. Any is an alarm.",
+	})
 	if reg != nil {
-		reg.MustRegister(m.compared, m.told, m.index, m.wrong, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(m.compared, m.told, m.index, m.wrong, m.scrubbed, m.rowsDiffer, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "petrel_node_agreement_age_seconds", Help: "Since all living replicas were last found equal.",
 		}, age))
 	}

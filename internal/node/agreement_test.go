@@ -17,6 +17,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/bus"
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 // fakeCell is some replicas in memory, with an agreement each.
@@ -29,18 +30,22 @@ type fakeCell struct {
 // fakeReplica says what it was told to say about its state.
 type fakeReplica struct {
 	*agreement
-	cell *fakeCell
-	id   petrel.NodeID
+	cell  *fakeCell
+	id    petrel.NodeID
+	store *projection.Store // of tests of rows
 
 	mu       sync.Mutex // guards what follows
 	level    level
 	low      uint64
 	proofs   []apply.Proof // by index
 	fencedBy string
+	cause    cause
 	deaf     bool // answers nobody
 	gone     bool // is not alive
 	blind    bool // its own comparisons find nothing
 	asked    int
+	passes   int   // how often its next pins come too late
+	broken   error // of its scrubs
 	logged   strings.Builder
 }
 
@@ -51,8 +56,8 @@ func newFakeCell(t *testing.T, n int) *fakeCell {
 		r := &fakeReplica{cell: c, id: id, level: level{Epoch: "e", Feature: 1, Schema: "s", Build: "b"}, proofs: make([]apply.Proof, 1)}
 		r.agreement = newAgreement(agreementOptions{
 			self: id, level: func() level { r.mu.Lock(); defer r.mu.Unlock(); return r.level },
-			peers: r.others, leader: func() (petrel.NodeID, uint64) { return c.leader, c.term }, ask: r.ask,
-			proofAt: r.proofAt, proven: r.provenRange, fence: r.fence, fenced: r.isFenced,
+			peers: r.others, members: c.members, leader: func() (petrel.NodeID, uint64) { return c.leader, c.term }, ask: r.ask,
+			proofAt: r.proofAt, proven: r.provenRange, pin: r.pin, fence: r.fence, fenced: r.isFenced,
 			logger: slog.New(slog.NewTextHandler(lockedWriter{r}, nil)),
 		})
 		r.open.Store(true)
@@ -60,6 +65,13 @@ func newFakeCell(t *testing.T, n int) *fakeCell {
 		t.Cleanup(r.close)
 	}
 	return c
+}
+
+func (c *fakeCell) members() (all []petrel.NodeID) {
+	for id := range c.nodes {
+		all = append(all, id)
+	}
+	return all
 }
 
 type lockedWriter struct{ r *fakeReplica }
@@ -132,6 +144,8 @@ func (r *fakeReplica) ask(ctx context.Context, to petrel.NodeID, kind bus.Kind, 
 		return o.serveProof(ctx, r.id, payload)
 	case kind == kindFence:
 		return o.serveFence(ctx, r.id, payload)
+	case kind == kindScrub:
+		return o.serveScrub(ctx, r.id, payload)
 	}
 	return nil, bus.ErrNoAnswer
 }
@@ -151,11 +165,11 @@ func (r *fakeReplica) provenRange() (low, high uint64) {
 	return r.low, uint64(len(r.proofs)) - 1
 }
 
-func (r *fakeReplica) fence(reason string) {
+func (r *fakeReplica) fence(c cause, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fencedBy == "" {
-		r.fencedBy = reason
+		r.fencedBy, r.cause = reason, c
 	}
 }
 

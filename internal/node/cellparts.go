@@ -39,6 +39,7 @@ func (n *Node) onBus() {
 	n.agreement = n.newAgreement(b)
 	b.Serve(kindDigest, n.agreement.serveProof)
 	b.Serve(kindFence, n.agreement.serveFence)
+	b.Serve(kindScrub, n.agreement.serveScrub)
 }
 
 // newAgreement compares this replica with those that live.
@@ -63,8 +64,21 @@ func (n *Node) newAgreement(b *bus.Bus) *agreement {
 		leader:  func() (petrel.NodeID, uint64) { st := n.cell.status(); return st.Leader, st.Term },
 		ask:     b.Request,
 		proofAt: n.loop.ProofAt, proven: n.loop.Proven,
-		fence:  func(reason string) { n.fencer.fence(causeDiffers, reason) },
-		fenced: n.fencer.why, interval: n.opt.CompareEvery, logger: n.logger, reg: n.reg,
+		members: func() (all []petrel.NodeID) {
+			for _, m := range n.cell.status().Members {
+				all = append(all, m.ID)
+			}
+			return all
+		},
+		pin: func(ctx context.Context, index uint64) (scrubber, error) {
+			s, err := n.loop.PinAt(ctx, index)
+			if err != nil {
+				return nil, err // not s: a nil pointer in an interface is not nil
+			}
+			return s, nil
+		},
+		fence: n.fencer.fence, fenced: n.fencer.why,
+		interval: n.opt.CompareEvery, scrubEvery: n.opt.ScrubEvery, logger: n.logger, reg: n.reg,
 	})
 }
 
@@ -79,6 +93,7 @@ func (n *Node) newFencer() *fencer {
 		},
 		handOver: n.cell.handOver,
 		leave:    n.cell.letGo,
+		mayLeave: func() bool { return n.agreement.mayLeave() },
 		fail:     n.fail, logger: n.logger, reg: n.reg,
 	})
 }

@@ -50,6 +50,8 @@ type Options struct {
 	Offline bool
 	// CompareEvery is how often this replica compares its state with the others'. Default 3 s.
 	CompareEvery time.Duration
+	// ScrubEvery is how often the leader compares all rows of all replicas. Default 1 h.
+	ScrubEvery time.Duration
 	// Faults are for tests of the checker. nil: none.
 	Faults *Faults
 	// recovers makes this member the only one of its group before the log is opened (recover.go).

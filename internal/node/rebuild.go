@@ -251,6 +251,8 @@ type fencerOptions struct {
 	handOver func(ctx context.Context)
 	// leave asks the leader to forget this member. It refuses while the cell needs the vote.
 	leave func(ctx context.Context) error
+	// mayLeave says whether it is certain that this replica is to be set aside. nil: it is.
+	mayLeave func() bool
 	// fail ends the node.
 	fail   func(error)
 	now    func() time.Time // default time.Now
@@ -287,6 +289,8 @@ func newFencer(o fencerOptions) *fencer {
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	return f
 }
+
+var errAppeal = errors.New("it was fenced without a majority, and members that are away may yet say that it is right")
 
 // fence takes the replica out of service. It returns at once; the first call counts.
 func (f *fencer) fence(c cause, reason string) {
@@ -350,7 +354,9 @@ func (f *fencer) depart(why fencing, saved bool) {
 		}
 		if saved {
 			f.o.handOver(f.ctx)
-			if err = f.o.leave(f.ctx); err == nil {
+			if f.o.mayLeave != nil && !f.o.mayLeave() {
+				err = errAppeal
+			} else if err = f.o.leave(f.ctx); err == nil {
 				why.Left = true
 				if err = why.save(f.o.data); err == nil {
 					break

@@ -1,6 +1,8 @@
 package projection
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -275,6 +277,44 @@ func decodeKey(b []byte) (values []any, err error) {
 		}
 	}
 	return values, nil
+}
+
+// CompareKeys orders two encoded keys of one table as SQLite does: values in turn, numbers before texts before bytes.
+func CompareKeys(a, b []byte) int {
+	x, errX := decodeKey(a)
+	y, errY := decodeKey(b)
+	if errX != nil || errY != nil {
+		return bytes.Compare(a, b)
+	}
+	for i := range min(len(x), len(y)) {
+		if c := compareValues(x[i], y[i]); c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(len(x), len(y)) // no key at all comes first
+}
+
+func compareValues(a, b any) int {
+	switch x := a.(type) {
+	case int64:
+		if y, ok := b.(int64); ok {
+			return cmp.Compare(x, y)
+		}
+		return -1
+	case string:
+		if y, ok := b.(string); ok {
+			return cmp.Compare(x, y)
+		}
+		if _, ok := b.(int64); ok {
+			return 1
+		}
+		return -1
+	case []byte:
+		if y, ok := b.([]byte); ok {
+			return bytes.Compare(x, y)
+		}
+	}
+	return 1
 }
 
 // KeyText shows an encoded key to people: its values, separated by commas.
