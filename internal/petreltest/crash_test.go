@@ -41,32 +41,64 @@ const (
 	crashRooms   = 4
 )
 
-// TestCrash is promise 1, 3 and 4 of the design under kill -9: 64 clients post over HTTP and the socket
-// while the process is killed 20 times and started again. Every acknowledged message is there once, seq
-// is dense, and a subscriber that resumed through all of it saw every event once and in order.
+// TestCrash is promise 1, 3 and 4 of the design: 64 clients post over HTTP and the socket while nodes are killed and started
+// again: a single process 20 times by SIGKILL, and the nodes of a cell in turn. Every acknowledged message is there once on every
+// node, seq is dense, and a subscriber that resumed through all of it, wherever, saw every event once and in order.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	kills := 20
 	if testing.Short() {
 		kills = 3
 	}
-	dir := t.TempDir()
-	place := &Place{}
-	server := Start(t, Options{Dir: dir})
-	place.Set(server)
-	for r := range crashRooms {
-		createRoom(t, server.URL, crashRoom(r))
-	}
+	t.Run("nodes=1", func(t *testing.T) {
+		t.Parallel()
+		dir := t.TempDir()
+		place := &Place{}
+		server := Start(t, Options{Dir: dir})
+		place.Set(server)
+		crash(t, kills, place.URL, func() []string { return []string{server.URL} }, func(int) {
+			place.Set(nil)
+			server.Kill()
+			server = Start(t, Options{Dir: dir})
+			place.Set(server)
+		})
+		server.Terminate(t)
+	})
+	t.Run("nodes=3", func(t *testing.T) {
+		t.Parallel()
+		c := StartCell(t, CellOptions{})
+		all := func() (urls []string) {
+			for i := range c.Size() {
+				urls = append(urls, c.URL(i))
+			}
+			return urls
+		}
+		crash(t, min(kills, 6), func() string { return c.URL(rand.IntN(c.Size())) }, all, func(k int) {
+			c.Kill(k % c.Size())
+			if err := c.Start(t.Context(), k%c.Size()); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.WaitHealthy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+}
 
+// crash runs clients through kills. somewhere is where a client goes next, "" while there is nobody; kill brings a node down and up.
+func crash(t *testing.T, kills int, somewhere func() string, nodes func() []string, kill func(k int)) {
+	for r := range crashRooms {
+		createRoom(t, somewhere(), crashRoom(r))
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	crew := newCrew(place)
+	crew := newCrew(somewhere)
 	var posters, watchers sync.WaitGroup
 	stopPosting := make(chan struct{})
 	posters.Go(func() { crew.run(ctx, crashClients, stopPosting) })
 	watch := make([]*watcher, crashRooms)
 	for r := range watch {
-		watch[r] = &watcher{room: crashRoom(r), user: fmt.Sprintf("watcher-%d", r), place: place}
+		watch[r] = &watcher{room: crashRoom(r), user: fmt.Sprintf("watcher-%d", r), somewhere: somewhere}
 		watchers.Go(func() { watch[r].run(ctx) })
 	}
 
@@ -79,10 +111,7 @@ func TestCrash(t *testing.T) {
 		if err := crew.failed(); err != nil {
 			t.Fatal(err)
 		}
-		place.Set(nil)
-		server.Kill()
-		server = Start(t, Options{Dir: dir})
-		place.Set(server)
+		kill(k)
 	}
 	close(stopPosting)
 	posters.Wait()
@@ -93,7 +122,14 @@ func TestCrash(t *testing.T) {
 	acks := crew.acks()
 	t.Logf("%d messages acknowledged through %d kills, %d of them only on a retry", len(acks), kills, crew.retried.Load())
 	for r, w := range watch {
-		events := checkRoom(t, server.URL, crashRoom(r), acks)
+		var events []Event
+		for _, base := range nodes() {
+			Until(t, base+" has what was acknowledged", func() bool {
+				events, err := History(t.Context(), http.DefaultClient, base, w.room)
+				return err == nil && uint64(len(events)) >= lastOf(acks, w.room)
+			})
+			events = checkRoom(t, base, crashRoom(r), acks)
+		}
 		Until(t, fmt.Sprintf("the subscriber of %s saw seq %d (it is at %d)", w.room, len(events), w.position()), func() bool {
 			return w.position() == uint64(len(events)) || w.failure() != nil
 		})
@@ -105,14 +141,25 @@ func TestCrash(t *testing.T) {
 			t.Errorf("subscriber of %s: %v", w.room, err)
 			continue
 		}
-		events, err := History(t.Context(), http.DefaultClient, server.URL, crashRoom(r))
-		if err != nil {
-			t.Fatal(err)
+		for _, base := range nodes() {
+			events, err := History(t.Context(), http.DefaultClient, base, crashRoom(r))
+			if err != nil {
+				t.Fatal(err)
+			}
+			compareEvents(t, w.room, events, w.events)
 		}
-		compareEvents(t, w.room, events, w.events)
 		t.Logf("subscriber of %s: %d events, %d times resumed", w.room, len(w.events), w.resumed)
 	}
-	server.Terminate(t)
+}
+
+// lastOf is the highest seq that was acknowledged in a room.
+func lastOf(acks []ack, room string) (seq uint64) {
+	for _, a := range acks {
+		if a.room == room {
+			seq = max(seq, a.seq)
+		}
+	}
+	return seq
 }
 
 func crashRoom(n int) string { return fmt.Sprintf("crash-%d", n) }
@@ -135,16 +182,16 @@ type ack struct {
 // crew is the posting clients. A client goes on to its next message only when the last is acknowledged,
 // and repeats what failed with the same id, over and over.
 type crew struct {
-	place   *Place
-	acked   atomic.Int64
-	retried atomic.Int64
+	somewhere func() string // URL of a node, "" while there is none
+	acked     atomic.Int64
+	retried   atomic.Int64
 
 	mu   sync.Mutex // guards what follows
 	done []ack
 	err  error
 }
 
-func newCrew(place *Place) *crew { return &crew{place: place} }
+func newCrew(somewhere func() string) *crew { return &crew{somewhere: somewhere} }
 
 func (c *crew) acks() []ack {
 	c.mu.Lock()
@@ -200,7 +247,7 @@ func (c *crew) post(ctx context.Context, n int, stop <-chan struct{}) {
 				}
 			default:
 			}
-			base := c.place.URL()
+			base := c.somewhere()
 			if base == "" {
 				pause(ctx)
 				continue
@@ -317,7 +364,7 @@ func compareEvents(tb testing.TB, room string, want, got []Event) {
 // watcher subscribes from its exact position again and again; anything but the next seq is a failure.
 type watcher struct {
 	room, user string
-	place      *Place
+	somewhere  func() string
 	resumed    int
 	events     []Event // owned by run until it returns
 
@@ -341,7 +388,7 @@ func (w *watcher) failure() error {
 func (w *watcher) run(ctx context.Context) {
 	epoch := ""
 	for ctx.Err() == nil {
-		base := w.place.URL()
+		base := w.somewhere()
 		if base == "" {
 			pause(ctx)
 			continue
@@ -390,6 +437,7 @@ func (w *watcher) once(ctx context.Context, base string, epoch *string) error {
 			w.mu.Unlock()
 		case "reconnect":
 			return nil
+		case "stale": // its node is out of touch with the leader, for a while
 		default:
 			return fmt.Errorf("unexpected frame %s", f.Raw)
 		}

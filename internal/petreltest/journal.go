@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -163,6 +164,21 @@ func (j *Journal) calm(from, to time.Duration) bool {
 		}
 	}
 	return true
+}
+
+// pause is the longest time between two acknowledgements of commands in a span.
+func (j *Journal) pause(from, to time.Duration) (longest time.Duration) {
+	times := []time.Duration{from, to}
+	for _, op := range j.Ops() {
+		if op.ID != "" && op.Outcome == Done && op.Return > from && op.Return < to {
+			times = append(times, op.Return)
+		}
+	}
+	slices.Sort(times)
+	for i := 1; i < len(times); i++ {
+		longest = max(longest, times[i]-times[i-1])
+	}
+	return longest
 }
 
 type span struct{ from, to time.Duration }

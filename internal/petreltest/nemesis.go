@@ -34,7 +34,9 @@ type Did struct {
 	Fault  string
 	What   string        // exactly
 	Lasted time.Duration // until it was taken back
-	Healed time.Duration // from there until the cell was healthy again; 0 when another fault came first
+	Alone  bool          // no other came with it; then also:
+	Healed time.Duration // from there until the cell was healthy again
+	Pause  time.Duration // the longest time in all of that in which nothing was acknowledged
 }
 
 // Fault is one kind of thing that can be done. Do does it and returns what exactly, and how it is taken back; that may be
@@ -85,6 +87,7 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) []Finding {
 	}
 	var open []ongoing
 	var failed error
+	from := n.journal.Now()
 	n.damaged = map[int]bool{}
 	lives := n.lives()
 	for _, f := range faults {
@@ -117,7 +120,10 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) []Finding {
 	if err := errors.Join(failed, n.fleet.WaitHealthy(ctx)); err != nil {
 		return []Finding{{CheckStuck, "", err.Error()}} // the storm is not over
 	}
-	n.Done[len(n.Done)-1].Healed = time.Since(began)
+	if len(faults) == 1 {
+		did := &n.Done[len(n.Done)-1]
+		did.Alone, did.Healed, did.Pause = true, time.Since(began), n.journal.pause(from, n.journal.Now())
+	}
 	n.journal.Say("healthy")
 	over()
 	return n.fenced(lives)

@@ -37,7 +37,7 @@ func TestPowerLoss(t *testing.T) {
 	for r := range crashRooms {
 		createRoom(t, server.URL, crashRoom(r))
 	}
-	crew := newCrew(place)
+	crew := newCrew(place.URL)
 	stop := make(chan struct{})
 	var posters sync.WaitGroup
 	posters.Go(func() { crew.run(t.Context(), 16, stop) })

@@ -151,8 +151,8 @@ func (v Verdict) Markdown() string {
 	fmt.Fprintf(&b, "seed %d: %d faults in %d rounds and %s; %d commands acknowledged, %d of unknown outcome, %d reads, %d events offered to watchers\n\n",
 		v.Seed, len(v.Faults), v.Rounds, v.Took.Round(time.Second), v.Acked, v.Unknown, v.Reads, v.Offered)
 	type row struct {
-		n      int
-		healed []time.Duration
+		n, alone      int
+		healed, pause []time.Duration
 	}
 	rows := map[string]*row{}
 	for _, d := range v.Faults {
@@ -162,19 +162,15 @@ func (v Verdict) Markdown() string {
 			rows[d.Fault] = r
 		}
 		r.n++
-		if d.Healed > 0 {
-			r.healed = append(r.healed, d.Healed)
+		if d.Alone {
+			r.alone++
+			r.healed, r.pause = append(r.healed, d.Healed), append(r.pause, d.Pause)
 		}
 	}
-	b.WriteString("| fault | times | healthy again: median | worst |\n|---|---|---|---|\n")
+	b.WriteString("| fault | times | of them alone | longest pause of writes: median, worst | healthy again after: median, worst |\n|---|---|---|---|---|\n")
 	for _, name := range sortedKeys(rows) {
 		r := rows[name]
-		slices.Sort(r.healed)
-		median, worst := "–", "–"
-		if k := len(r.healed); k > 0 {
-			median, worst = seconds(r.healed[k/2]), seconds(r.healed[k-1])
-		}
-		fmt.Fprintf(&b, "| %s | %d | %s | %s |\n", name, r.n, median, worst)
+		fmt.Fprintf(&b, "| %s | %d | %d | %s | %s |\n", name, r.n, r.alone, spread(r.pause), spread(r.healed))
 	}
 	if v.Tolerated > 0 {
 		fmt.Fprintf(&b, "\n%d findings of checks that are not counted yet\n", v.Tolerated)
@@ -190,4 +186,10 @@ func (v Verdict) Markdown() string {
 	return b.String()
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+func spread(all []time.Duration) string {
+	if len(all) == 0 {
+		return "–"
+	}
+	slices.Sort(all)
+	return fmt.Sprintf("%.2f s, %.2f s", all[len(all)/2].Seconds(), all[len(all)-1].Seconds())
+}

@@ -196,7 +196,7 @@ func TestAdminUnderLoad(t *testing.T) {
 		createRoom(t, server.URL, crashRoom(r))
 	}
 	stop := make(chan struct{})
-	crew := newCrew(place)
+	crew := newCrew(place.URL)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
