@@ -82,6 +82,58 @@ test("two people talk, and a reload keeps what was said", async ({ enter, demo }
   await expect(messages(ada.page)).toHaveCount(2);
 });
 
+test("who is here and who is typing is seen by the other, and goes when they do", async ({ enter, demo }) => {
+  const ada = await enter("Ada");
+  const bruno = await enter("Bruno", { colorScheme: "dark" });
+  const room = await demo.room(ada.token, "Company");
+  await go(ada.page, room);
+  await go(bruno.page, room);
+  for (const person of [ada, bruno]) await expect(person.page.locator("[data-here]")).toHaveAttribute("data-here", "2");
+
+  const line = ada.page.locator("[data-typing]");
+  await expect(line).toHaveText("");
+  await bruno.page.locator("#composer").pressSequentially("so");
+  await expect(line).toHaveText("bruno is typing");
+  await expect(bruno.page.locator("[data-typing]")).toHaveText(""); // not ourselves
+  await bruno.page.locator("#composer").fill("");
+  await expect(line).toHaveText("");
+  await bruno.page.locator("#composer").pressSequentially("so it is");
+  await expect(line).toHaveText("bruno is typing");
+  await bruno.page.locator("#composer").press("Enter");
+  await expect(said(ada.page, "so it is")).toBeVisible();
+  await expect(line).toHaveText("");
+
+  await ada.page.getByRole("button", { name: "Members", exact: true }).click();
+  const row = ada.page.locator("[data-member=bruno]");
+  await expect(row).toHaveAttribute("data-present", "true");
+  await expect(row).toContainText("here now");
+  await bruno.page.locator("#composer").pressSequentially("and");
+  await expect(line).toHaveText("bruno is typing");
+  await bruno.page.goto("about:blank");
+  await expect(row).toHaveAttribute("data-present", "false");
+  await expect(line).toHaveText("");
+  await expect(ada.page.locator("[data-here]")).toHaveAttribute("data-here", "1");
+});
+
+test("a server that has lost the others says so, quietly, until it is back", async ({ enter, demo }) => {
+  const { page, token } = await enter("Ada");
+  const room = await demo.room(token, "Apart");
+  let tell: (frame: object) => void = () => {};
+  await page.routeWebSocket(/\/v1\/connect/, (socket) => {
+    socket.connectToServer();
+    tell = (frame) => socket.send(JSON.stringify(frame));
+  });
+  await go(page, room);
+  const bar = page.locator("[data-connection=apart]");
+  await expect(bar).toHaveCount(0);
+  tell({ op: "stale", for_ms: 1_200 });
+  await expect(bar).toContainText("lost the others");
+  await say(page, "it goes on");
+  await sent(page, "it goes on");
+  tell({ op: "stale", for_ms: 0 });
+  await expect(bar).toHaveCount(0);
+});
+
 test("a room made on the page shows up for others, with a mark for what they have not seen", async ({ enter }) => {
   const ada = await enter("Ada");
   await ada.page.getByRole("button", { name: "New room or direct chat" }).click();

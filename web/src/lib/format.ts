@@ -37,4 +37,11 @@ export function hue(name: string): number {
   return ((h >>> 0) % 24) * 15;
 }
 
+/** "Ada is typing", "Ada and Bruno are typing", "Several people are typing"; "" for nobody. */
+export function typingWords(users: string[]): string {
+  if (users.length === 0) return "";
+  if (users.length === 1) return `${users[0]} is typing`;
+  return users.length === 2 ? `${users[0]} and ${users[1]} are typing` : "Several people are typing";
+}
+
 export const plural = (n: number, one: string, many = one + "s") => `${n.toLocaleString()} ${n === 1 ? one : many}`;

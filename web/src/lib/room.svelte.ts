@@ -1,4 +1,4 @@
-import { PetrelError, type Follow, type Message, type Page, type Petrel, type Room, type RoomEvent, type Sending } from "@petrel-chat/sdk";
+import { PetrelError, type Follow, type Message, type Page, type Petrel, type Presence, type Room, type RoomEvent, type Sending } from "@petrel-chat/sdk";
 
 /** So many messages are in the page at most; farther ones are dropped and loaded again when scrolled to. */
 const windowSize = 600;
@@ -24,6 +24,10 @@ export class RoomModel {
   sending = $state.raw<Sending[]>([]);
   failed = $state.raw<Failed[]>([]);
   members = $state.raw<Map<string, string>>(new Map());
+  /** Who is here now; undefined until the server has said. */
+  here = $state.raw<Presence | undefined>(undefined);
+  /** Who is typing, without us. */
+  typing = $state.raw<string[]>([]);
   loaded = $state(false);
   hasOlder = $state(false);
   atEnd = $state(true);
@@ -81,6 +85,8 @@ export class RoomModel {
         else this.refused = error;
       },
       ended: (error) => this.end(error),
+      presence: (here) => (this.here = here),
+      typing: (users) => (this.typing = users),
     }, { limit: pageSize });
     this.refreshSending();
   }
@@ -99,6 +105,8 @@ export class RoomModel {
   close(): void {
     this.following?.close();
     this.following = undefined;
+    this.here = undefined;
+    this.typing = [];
     this.loaded = false;
     this.messages = [];
   }
@@ -164,6 +172,11 @@ export class RoomModel {
   send(text: string): void {
     const sending = this.client.send(this.id, { text });
     this.watch(sending);
+  }
+
+  /** Tells the others that something is being written here, or no more. */
+  types(active: boolean): void {
+    if (this.active) this.client.typing(this.id, active);
   }
 
   retry(failed: Failed): void {
