@@ -38,7 +38,7 @@ func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q
 				return petrel.Errorf(petrel.CodeBusy, "A node named %s is in the cell already, and alive. Choose another --name, or stop that one first.", nameOf(m.ID))
 			}
 			if why := c.losesQuorum(st.Members, m.ID); why != "" {
-				return petrel.Errorf(petrel.CodeConflict, "%s would take the place of a member that has its name, but %s", q.Member, why)
+				return petrel.Errorf(petrel.CodeBusy, "%s would take the place of a member that has its name, but %s", q.Member, why)
 			}
 			c.logger.Warn("a node came back with an empty or other folder: the member that it was is removed", "was", m.ID, "is", q.Member)
 			if err := log.Remove(ctx, m.ID); err != nil {
