@@ -38,6 +38,7 @@ type cli struct {
 	App     appCmd     `cmd:"" help:"Make and manage apps, the tenants of an installation."`
 	Token   tokenCmd   `cmd:"" help:"Mint a token with which a user signs in."`
 	Node    nodeCmd    `cmd:"" help:"Show and change the nodes of a cell."`
+	Verify  verifyCmd  `cmd:"" help:"Prove that all replicas hold the same rows, or that a stopped one holds what its log says."`
 	Import  importCmd  `cmd:"" help:"Bring in conversations from elsewhere."`
 	Dev     devCmd     `cmd:"" help:"Try things out: a whole cell in one process."`
 	Bench   benchCmd   `cmd:"" help:"Measure this build on this machine."`

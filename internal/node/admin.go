@@ -161,6 +161,7 @@ func operatorRoutes(op Operator) http.Handler {
 	cell("remove", func(ctx context.Context, in nodeRequest) error { return op.RemoveNode(ctx, in.Node, in.Force) })
 	cell("replace", func(ctx context.Context, in nodeRequest) error { return op.ReplaceNode(ctx, in.Node, in.With) })
 	cell("transfer", func(ctx context.Context, in nodeRequest) error { return op.TransferLeadership(ctx, in.Node) })
+	verifyRoutes(mux, op)
 	mux.HandleFunc("/admin/", func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, petrel.Errorf(petrel.CodeNotFound, "There is no such call of the admin API; docs/OPERATING.md lists them."))
 	})

@@ -67,6 +67,9 @@ type Operator interface {
 	RemoveNode(ctx context.Context, name string, force bool) error
 	// ReplaceNode removes old once with is there and has caught up.
 	ReplaceNode(ctx context.Context, old, with string) error
+	// BeginVerify lets all replicas compare all rows; Verified tells how far that is, or what came of it.
+	BeginVerify(ctx context.Context) (Verification, error)
+	Verified(ctx context.Context) (Verification, error)
 	// TransferLeadership hands leadership to a node; "" is the voter most up to date.
 	TransferLeadership(ctx context.Context, to string) error
 }
