@@ -55,10 +55,18 @@ type cellError struct {
 	Detail string      `json:"detail"`
 }
 
-// permanent tells a refusal that asking again does not change.
+// permanent tells a refusal that asking again does not change: another state of the cell does not help, only another
+// build, name or request.
 func permanent(err error) bool {
 	var e *petrel.Error
-	return errors.As(err, &e) && e.Code != petrel.CodeNoLeader && e.Code != petrel.CodeBusy && e.Code != petrel.CodeTimeout && e.Code != petrel.CodeInternal
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case petrel.CodeConflict, petrel.CodeInvalidField, petrel.CodeNotFound:
+		return true
+	}
+	return false
 }
 
 // ask sends one request to the node at addr.
