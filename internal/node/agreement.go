@@ -80,7 +80,7 @@ type agreement struct {
 	mu        sync.Mutex // guards what follows
 	agreed    time.Time  // when all living members were last found equal
 	reported  map[string]time.Time
-	postponed int       // rounds that a verdict has waited
+	postponed time.Time // since when a verdict waits for votes; zero: none does
 	appeal    *evidence // this node was fenced by it without a majority, and members that are away may know better
 
 	said     map[sliceKey][]string // what this replica answered to slices of scrubs
@@ -208,16 +208,16 @@ func (a *agreement) serveProof(_ context.Context, _ petrel.NodeID, payload []byt
 
 // askProofs asks nodes at once. Who does not answer in time is left out.
 func (a *agreement) askProofs(ctx context.Context, nodes []petrel.NodeID, q proofAsk) map[petrel.NodeID]proofAnswer {
-	return askAll[proofAnswer](ctx, a, nodes, kindDigest, q)
+	return askAll[proofAnswer](ctx, a, a.o.patience, nodes, kindDigest, q)
 }
 
-func askAll[A any](ctx context.Context, a *agreement, nodes []petrel.NodeID, kind bus.Kind, q any) map[petrel.NodeID]A {
+func askAll[A any](ctx context.Context, a *agreement, patience time.Duration, nodes []petrel.NodeID, kind bus.Kind, q any) map[petrel.NodeID]A {
 	payload, err := json.Marshal(q)
 	if err != nil {
 		a.o.logger.Error("a question to other nodes cannot be encoded", "error", err)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, a.o.patience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var mu sync.Mutex // guards all
 	all := map[petrel.NodeID]A{}
@@ -271,12 +271,13 @@ func (a *agreement) compare(ctx context.Context) {
 		return
 	}
 	a.m.wrong.Set(0)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.postponed = time.Time{}
 	if equal == len(peers) {
 		a.m.index.Set(float64(common))
-		a.mu.Lock()
-		a.agreed, a.postponed = a.o.now(), 0
+		a.agreed = a.o.now()
 		clear(a.reported)
-		a.mu.Unlock()
 	}
 }
 
@@ -357,8 +358,8 @@ func (a *agreement) count(e evidence, peers []petrel.NodeID) (pending int) {
 	return pending - len(e.Votes)
 }
 
-// maxPostponed is how many rounds a verdict waits for nodes that are alive and have not come that far, or do not answer.
-const maxPostponed = 10
+// waitForVotes is how long a verdict waits for nodes that are alive and have not come that far, or do not answer.
+const waitForVotes = 30 * time.Second
 
 // judge comes to a verdict, or waits for those that have yet to vote when they could change it.
 func (a *agreement) judge(ctx context.Context, e evidence, other petrel.NodeID, began uint64, found bool, pending int) {
@@ -446,8 +447,11 @@ func (a *agreement) hearAppeal(ctx context.Context, peers []petrel.NodeID) {
 func (a *agreement) postpone() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.postponed++
-	return a.postponed <= maxPostponed
+	now := a.o.now()
+	if a.postponed.IsZero() {
+		a.postponed = now
+	}
+	return now.Sub(a.postponed) < waitForVotes
 }
 
 func (a *agreement) tell(ctx context.Context, wrong petrel.NodeID, e evidence) error {

@@ -36,11 +36,12 @@ const (
 	scrubRanges  = 64                    // of a slice at most: their answer must fit a message
 	scrubSlice   = 50 * time.Millisecond // of work, then a rest of four times as long, so that traffic comes first
 	scrubAhead   = 150 * time.Millisecond
-	scrubTries   = 40  // for one slice
-	scrubMemory  = 256 // slices that a replica remembers its answer to
-	narrowRows   = 64  // of a range where a difference is looked for
-	namedRows    = 5   // in a report
-	sliceTimeout = 1500 * time.Millisecond
+	scrubTries   = 40              // for one slice
+	scrubMemory  = 256             // slices that a replica remembers its answer to
+	narrowRows   = 64              // of a range where a difference is looked for
+	namedRows    = 5               // in a report
+	sliceTimeout = 4 * time.Second // of one question
+	scrubSilent  = 10              // unanswered questions for one slice, after which a node is left out
 )
 
 // scrubAsk is the question of one slice.
@@ -342,7 +343,7 @@ func (s *scrub) meet(ctx context.Context, q scrubAsk) (map[petrel.NodeID]scrubAn
 		q.Index = s.pace(try)
 		mine := make(chan scrubAnswer, 1)
 		go func() { mine <- s.a.slice(ctx, q) }()
-		answers := askAll[scrubAnswer](ctx, s.a, s.others(), kindScrub, q)
+		answers := askAll[scrubAnswer](ctx, s.a, sliceTimeout+time.Second, s.others(), kindScrub, q)
 		own := <-mine
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -366,7 +367,7 @@ func (s *scrub) meet(ctx context.Context, q scrubAsk) (map[petrel.NodeID]scrubAn
 				met = false
 			default:
 				met = false
-				if silent[n]++; own.Failed == "" && silent[n] >= 5 {
+				if silent[n]++; own.Failed == "" && silent[n] >= scrubSilent {
 					s.drop(n, "it does not answer, or is too far behind")
 				}
 			}

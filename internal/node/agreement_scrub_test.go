@@ -298,7 +298,7 @@ func TestAppeal(t *testing.T) {
 				}
 				third.set(func(r *fakeReplica) { r.proofs = all })
 				c.fold(2, nil)
-				c.rounds(t, maxPostponed+2)
+				c.rounds(t, 12)
 				time.Sleep(time.Second)
 				var fenced []string
 				for n := range c.fencedNodes() {

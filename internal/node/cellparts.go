@@ -48,10 +48,11 @@ func (n *Node) newAgreement(b *bus.Bus) *agreement {
 	for _, m := range modules() {
 		fmt.Fprintf(&schema, "%s:%d ", m.Name, len(m.Migrations))
 	}
+	build := runningBuild(n.opt.Build)
 	return newAgreement(agreementOptions{
 		self: n.self.Member,
 		level: func() level {
-			return level{Epoch: n.loop.Applied().Epoch, Feature: FeatureLevel, Schema: schema.String(), Build: n.opt.Build.Version + " " + n.opt.Build.Commit}
+			return level{Epoch: n.loop.Applied().Epoch, Feature: FeatureLevel, Schema: schema.String(), Build: build}
 		},
 		peers: func() (live []petrel.NodeID) {
 			for _, m := range n.cell.status().Members {
