@@ -89,6 +89,12 @@ func TestCrash(t *testing.T) {
 func crash(t *testing.T, kills int, somewhere func() string, nodes func() []string, kill func(k int)) {
 	for r := range crashRooms {
 		createRoom(t, somewhere(), crashRoom(r))
+		for _, base := range nodes() {
+			Until(t, base+" knows the room", func() bool {
+				_, err := History(t.Context(), http.DefaultClient, base, crashRoom(r))
+				return err == nil
+			})
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -26,7 +26,7 @@ func TestPlantedBugs(t *testing.T) {
 	t.Parallel()
 	for _, bug := range []struct {
 		name   string
-		plant  func(t *testing.T) (faults func(i int) *node.Faults, during func(c *Cell))
+		plant  func(t *testing.T) (faults func(i int) *node.Faults, during func(c *Cell, w *Workload))
 		checks []string // what must be found
 	}{
 		{"an entry dropped on one node's hub", dropOnHub, []string{CheckUndelivered}},
@@ -45,7 +45,7 @@ func TestPlantedBugs(t *testing.T) {
 			defer w.Close()
 			moment(t.Context(), time.Second)
 			if during != nil {
-				during(c)
+				during(c, w)
 				moment(t.Context(), time.Second)
 			}
 			_, findings := w.Settle(t.Context(), 3*time.Second)
@@ -72,14 +72,14 @@ func onlyOn(one int, f *node.Faults) func(i int) *node.Faults {
 }
 
 // dropOnHub: every third event is stored on n2 and never offered there.
-func dropOnHub(*testing.T) (func(i int) *node.Faults, func(c *Cell)) {
+func dropOnHub(*testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workload)) {
 	return onlyOn(1, &node.Faults{Publish: func(pubs []petrel.Publication) []petrel.Publication {
 		return slices.DeleteFunc(pubs, func(p petrel.Publication) bool { return p.Seq%3 == 0 })
 	}}), nil
 }
 
 // foldByClock: n2 folds with its own clock instead of the entry's.
-func foldByClock(*testing.T) (func(i int) *node.Faults, func(c *Cell)) {
+func foldByClock(*testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workload)) {
 	return onlyOn(1, &node.Faults{Domains: func(domains []apply.Domain) []apply.Domain {
 		for i := range domains {
 			fold := domains[i].Fold
@@ -93,31 +93,38 @@ func foldByClock(*testing.T) (func(i int) *node.Faults, func(c *Cell)) {
 }
 
 // hideGap: whoever resumes at n2 is not shown the first event that follows, and nothing says so.
-func hideGap(*testing.T) (func(i int) *node.Faults, func(c *Cell)) {
+func hideGap(t *testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workload)) {
 	const hidden = "hidden"
 	noise := [][]byte{conn.TextFrame([]byte(`{"op":"noise"}`)), conn.SSEChunk("", "noise", []byte(`{}`))}
 	return onlyOn(1, &node.Faults{Hub: func(o *hub.Options) {
-		history := o.History
-		o.History = func(ctx context.Context, w hub.Want) (hub.Page, error) {
-			page, err := history(ctx, w)
-			if w.After > 0 && len(page.Publications) > 0 {
-				page.Publications[0].Type = hidden
-			}
-			return page, err
-		}
-		for i, encode := range o.Encoders {
-			o.Encoders[i] = func(p *petrel.Publication) []byte {
-				if p.Type == hidden {
-					return noise[i]
+			history := o.History
+			o.History = func(ctx context.Context, w hub.Want) (hub.Page, error) {
+				page, err := history(ctx, w)
+				if w.After > 0 && len(page.Publications) > 0 {
+					page.Publications[0].Type = hidden
 				}
-				return encode(p)
+				return page, err
+			}
+			for i, encode := range o.Encoders {
+				o.Encoders[i] = func(p *petrel.Publication) []byte {
+					if p.Type == hidden {
+						return noise[i]
+					}
+					return encode(p)
+				}
+			}
+		}}), func(_ *Cell, w *Workload) {
+			for range 10 { // everybody comes back somewhere else, and so to n2 now and then
+				moment(t.Context(), 200*time.Millisecond)
+				for _, v := range w.watchers {
+					v.Hop()
+				}
 			}
 		}
-	}}), nil
 }
 
 // earlyAnswer: every node answers a post at once and commits it a little later, which the leader, stopped, does not come to.
-func earlyAnswer(t *testing.T) (func(i int) *node.Faults, func(c *Cell)) {
+func earlyAnswer(t *testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workload)) {
 	var desks sync.Map // node → *hastyDesk
 	t.Cleanup(func() {
 		desks.Range(func(_, d any) bool { d.(*hastyDesk).stop(); return true })
@@ -129,7 +136,7 @@ func earlyAnswer(t *testing.T) (func(i int) *node.Faults, func(c *Cell)) {
 			return d
 		}}
 	}
-	return faults, func(c *Cell) {
+	return faults, func(c *Cell, _ *Workload) {
 		i := max(0, c.Leader(t.Context()))
 		d, _ := desks.Load(i)
 		d.(*hastyDesk).stop()

@@ -81,6 +81,15 @@ func (w *Watcher) Stay() {
 	}
 }
 
+// Hop makes it move on.
+func (w *Watcher) Hop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.hangUp != nil {
+		w.hangUp()
+	}
+}
+
 // Settled says whether it stays, and has a connection.
 func (w *Watcher) Settled() bool {
 	w.mu.Lock()
