@@ -170,6 +170,19 @@ func (f *Fleet) Stop(ctx context.Context, i int) error {
 	return s.err
 }
 
+// Autopsy ends every process with SIGQUIT, so that its last words are what each goroutine was at.
+func (f *Fleet) Autopsy() {
+	for i := range f.nodes {
+		s := f.server(i)
+		if s == nil {
+			continue
+		}
+		f.signal(i, syscall.SIGCONT)
+		f.signal(i, syscall.SIGQUIT)
+		poll(context.Background(), 5*time.Second, s.Exited)
+	}
+}
+
 // down marks a node as one that runs no more.
 func (f *Fleet) down(i int) *Server {
 	n := f.nodes[i]

@@ -90,7 +90,9 @@ func (n *Nemesis) round(ctx context.Context, o TortureOptions, wo WorkloadOption
 	var found []Finding
 	for len(n.Done) < goal && len(found) == 0 {
 		wait(ctx, nil, 200*time.Millisecond+time.Duration(n.rng.Int64N(int64(time.Second))))
-		found = append(found, n.Strike(ctx, n.chain(o, len(n.Done))...)...)
+		if found = append(found, n.Strike(ctx, n.chain(o, len(n.Done))...)...); len(found) > 0 {
+			n.fleet.Autopsy()
+		}
 	}
 	var e *Evidence
 	if len(found) == 0 {
