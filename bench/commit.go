@@ -54,9 +54,10 @@ type Report struct {
 }
 
 const (
-	benchApp   = petrel.AppID("1")
-	benchKey   = "benchkey"
-	benchRooms = 16
+	benchApp    = petrel.AppID("1")
+	benchKey    = "benchkey"
+	benchSecret = "ssssssssssssssssssssssssssssssss"
+	benchRooms  = 16
 	// openSenders may wait at once in an open loop: 4,000/s with a disk that stalls for a quarter of a second.
 	openSenders = 1024
 )
@@ -126,7 +127,7 @@ func layerRows(ctx context.Context, dir, layer string, o Options) (rows []Row, e
 	}
 	cfg := node.DefaultConfig()
 	cfg.Data, cfg.Listen, cfg.Admin = data, "127.0.0.1:0", "127.0.0.1:0"
-	cfg.AppID, cfg.AppKey, cfg.AppSecret = string(benchApp), benchKey, strings.Repeat("s", 32)
+	cfg.AppID, cfg.AppKey, cfg.AppSecret = string(benchApp), benchKey, benchSecret
 	n, err := node.Open(ctx, node.Options{Config: cfg, Build: o.Build, Logger: node.NewLogger(o.Progress, "warn", "text")})
 	if err != nil {
 		return nil, err

@@ -24,10 +24,17 @@ type socket struct {
 	next    int
 	waiting map[int]chan error
 	broken  error
+
+	event func(a answer, at time.Time) // of each event frame; nil: they are ignored
 }
 
 // dialSocket opens /v1/connect of a node at addr with a user's token, and waits for hello.
 func dialSocket(ctx context.Context, addr, token string) (*socket, error) {
+	return dialSocketFor(ctx, addr, token, nil)
+}
+
+// dialSocketFor also hands on events, from the goroutine that reads.
+func dialSocketFor(ctx context.Context, addr, token string, event func(a answer, at time.Time)) (*socket, error) {
 	nc, br, _, err := ws.Dialer{Timeout: 30 * time.Second}.Dial(ctx, "ws://"+addr+"/v1/connect?token="+token)
 	if err != nil {
 		return nil, fmt.Errorf("open a socket: %w", err)
@@ -35,7 +42,7 @@ func dialSocket(ctx context.Context, addr, token string) (*socket, error) {
 	if br == nil {
 		br = bufio.NewReaderSize(nc, 16<<10)
 	}
-	s := &socket{nc: nc, rw: bufio.NewReadWriter(br, bufio.NewWriterSize(nc, 4096)), waiting: map[int]chan error{}}
+	s := &socket{nc: nc, rw: bufio.NewReadWriter(br, bufio.NewWriterSize(nc, 4096)), waiting: map[int]chan error{}, event: event}
 	hello, err := s.read()
 	if err == nil && hello.Op != "hello" {
 		err = errors.New("the first frame is no hello")
@@ -55,6 +62,10 @@ type answer struct {
 	ID     int    `json:"id"`
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
+	Type   string `json:"type"`
+	Data   struct {
+		ID string `json:"id"`
+	} `json:"data"`
 }
 
 func (s *socket) read() (a answer, err error) {
@@ -96,6 +107,10 @@ func (s *socket) loop() {
 			return
 		}
 		switch a.Op {
+		case "event":
+			if s.event != nil {
+				s.event(a, time.Now())
+			}
 		case "ping":
 			_ = s.write([]byte(`{"op":"pong"}`))
 		case "ok", "error":
@@ -130,14 +145,19 @@ func (s *socket) write(payload []byte) error {
 
 // send posts a message and waits for its ok.
 func (s *socket) send(ctx context.Context, room, id, text string) error {
+	// The ids and texts of this benchmark need no escaping.
+	return s.ask(ctx, `"op":"send","room":"`+room+`","message":{"id":"`+id+`","text":"`+text+`"}`)
+}
+
+// ask sends a frame, given without its braces and its id, and waits for its ok.
+func (s *socket) ask(ctx context.Context, fields string) error {
 	c := make(chan error, 1)
 	s.mu.Lock()
 	s.next++
 	n := s.next
 	s.waiting[n] = c
 	s.mu.Unlock()
-	// The ids and texts of this benchmark need no escaping.
-	frame := `{"op":"send","id":` + strconv.Itoa(n) + `,"room":"` + room + `","message":{"id":"` + id + `","text":"` + text + `"}}`
+	frame := `{"id":` + strconv.Itoa(n) + `,` + fields + `}`
 	if err := s.write([]byte(frame)); err != nil {
 		return err
 	}
