@@ -170,6 +170,39 @@ func (f *Fleet) Stop(ctx context.Context, i int) error {
 	return s.err
 }
 
+// Verify compares all rows of all replicas, and says whether they are equal, and if not, why.
+func (f *Fleet) Verify(ctx context.Context) (why string, err error) {
+	var v struct {
+		Running, Equal     bool
+		Error              string
+		Nodes, Differences json.RawMessage
+	}
+	last := ""
+	done := poll(ctx, Patience, func() bool {
+		i := max(0, f.Leader(ctx))
+		if err = f.Admin(ctx, i, http.MethodPost, "/admin/verify", nil, &v); err != nil {
+			return false
+		}
+		for v.Running {
+			wait(ctx, nil, 20*time.Millisecond)
+			if err = f.Admin(ctx, i, http.MethodGet, "/admin/verify", nil, &v); err != nil {
+				return false
+			}
+		}
+		last = fmt.Sprintf("%s nodes: %s differences: %s", v.Error, v.Nodes, v.Differences)
+		return v.Equal || (v.Error == "" && string(v.Differences) != "null" && len(v.Differences) > 0)
+	})
+	switch {
+	case err != nil:
+		return "", err
+	case v.Equal:
+		return "", nil
+	case done:
+		return last, nil
+	}
+	return "", fmt.Errorf("the rows could not be compared: %s", last)
+}
+
 // Autopsy ends every process with SIGQUIT, so that its last words are what each goroutine was at.
 func (f *Fleet) Autopsy() {
 	for i := range f.nodes {

@@ -23,6 +23,7 @@ type Nemesis struct {
 	began   time.Time
 	logf    func(format string, args ...any)
 	damaged map[int]bool // nodes whose replica may not be trusted since this strike began
+	rotten  bool         // some of that shows only when rows are compared
 
 	Done []Did
 }
@@ -88,7 +89,7 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) []Finding {
 	var open []ongoing
 	var failed error
 	from := n.journal.Now()
-	n.damaged = map[int]bool{}
+	n.damaged, n.rotten = map[int]bool{}, false
 	lives := n.lives()
 	for _, f := range faults {
 		at := time.Now()
@@ -125,6 +126,17 @@ func (n *Nemesis) Strike(ctx context.Context, faults ...Fault) []Finding {
 		did.Alone, did.Healed, did.Pause = true, time.Since(began), n.journal.pause(from, n.journal.Now())
 	}
 	n.journal.Say("healthy")
+	if n.rotten { // its own time is an hour
+		if _, err := n.fleet.Verify(ctx); err != nil {
+			return []Finding{{CheckStuck, "", err.Error()}}
+		}
+		if !poll(ctx, Patience, func() bool { return len(n.fenced(lives)) == 0 }) {
+			return n.fenced(lives)
+		}
+		if err := n.fleet.WaitHealthy(ctx); err != nil {
+			return []Finding{{CheckStuck, "", err.Error()}}
+		}
+	}
 	over()
 	return n.fenced(lives)
 }
@@ -340,62 +352,103 @@ func diskFaults() []Fault {
 		{Name: "flipped bit in a log that is down", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
 			i := n.victim(ctx)
 			n.fleet.Kill(i)
-			where, err := n.flip(i, "shard-0/log", false)
+			where, err := n.flipLog(i)
 			return "of " + n.name(i) + ": " + where, n.restart(i), err
 		}},
 		{Name: "flipped bit in a log that runs", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
 			i := n.victim(ctx)
-			where, err := n.flip(i, "shard-0/log", false)
+			where, err := n.flipLog(i)
 			return "of " + n.name(i) + ": " + where, func() error {
 				n.fleet.Kill(i) // what runs may never read that place again
 				return n.restart(i)()
 			}, err
 		}},
+		{Name: "flipped bit in a projection", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
+			i := n.victim(ctx)
+			n.fleet.Kill(i)
+			where, err := n.flipRow(i)
+			return "of " + n.name(i) + ": " + where, n.restart(i), err
+		}},
 	}
 }
 
-// flip turns one bit of some message's text in a folder of a node, in one place or wherever that text is.
-func (n *Nemesis) flip(i int, folder string, everywhere bool) (where string, err error) {
-	type place struct {
-		path string
-		at   int
+// flipLog turns one bit of some message's text in the log of a node.
+func (n *Nemesis) flipLog(i int) (where string, err error) {
+	root := n.fleet.Folder(i)
+	files, err := filepath.Glob(filepath.Join(root, "shard-0", "log", "wal", "*.wal"))
+	if err != nil {
+		return "", err
 	}
+	texts, err := findTexts(files...)
+	if err != nil {
+		return "", err
+	}
+	return n.flip(i, texts, 1)
+}
+
+// flipRow turns one bit of some message's text in the projection of a node that is down, wherever that text is: a page may have left a
+// copy behind. What is in the write-ahead log of SQLite as well is left alone: that has checksums, and comes before the file.
+func (n *Nemesis) flipRow(i int) (where string, err error) {
+	file := filepath.Join(n.fleet.Folder(i), "shard-0", "projection.db")
+	texts, err := findTexts(file)
+	if err != nil {
+		return "", err
+	}
+	newer, err := findTexts(file + "-wal")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	for text := range newer {
+		delete(texts, text)
+	}
+	n.rotten = true
+	return n.flip(i, texts, 1<<20)
+}
+
+// place is where a text is found in a file.
+type place struct {
+	path string
+	at   int
+}
+
+// barrierText is what messages look like that a workload never edits or deletes.
+var barrierText = regexp.MustCompile(`text of [A-Za-z0-9-]+-b[0-9]+`)
+
+func findTexts(files ...string) (map[string][]place, error) {
+	texts := map[string][]place{}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range barrierText.FindAllIndex(b, -1) {
+			texts[string(b[m[0]:m[1]])] = append(texts[string(b[m[0]:m[1]])], place{path, m[0]})
+		}
+	}
+	return texts, nil
+}
+
+// flip turns the lowest bit of a text in up to so many of the places where it is.
+func (n *Nemesis) flip(i int, texts map[string][]place, places int) (where string, err error) {
 	root := n.fleet.Folder(i)
 	// This is no accident, however often it comes.
 	if err := os.Remove(filepath.Join(root, "rebuilds")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	texts := map[string][]place{}
-	err = filepath.WalkDir(filepath.Join(root, folder), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		for _, m := range messageText.FindAllIndex(b, -1) {
-			texts[string(b[m[0]:m[1]])] = append(texts[string(b[m[0]:m[1]])], place{path, m[0]})
-		}
-		return err
-	})
-	if err != nil || len(texts) == 0 {
-		return "", errors.Join(errors.New("there is no message to be damaged"), err)
+	if len(texts) == 0 {
+		return "there was no message yet", nil
 	}
 	keys := sortedKeys(texts)
-	places := texts[keys[n.rng.IntN(len(keys))]]
-	if !everywhere {
-		places = places[:1]
-	}
-	for _, p := range places {
+	text := keys[n.rng.IntN(len(keys))]
+	for _, p := range texts[text][:min(places, len(texts[text]))] {
 		if err := flipAt(p.path, int64(p.at)); err != nil {
 			return "", err
 		}
-		where = fmt.Sprintf("%s at %d", strings.TrimPrefix(p.path, root+"/"), p.at)
+		where = fmt.Sprintf("%q at %d of %s", text, p.at, strings.TrimPrefix(p.path, root+"/"))
 	}
 	n.damaged[i] = true
 	return where, nil
 }
-
-// messageText is what a workload's messages look like in a file.
-var messageText = regexp.MustCompile(`text of [A-Za-z0-9-]+`)
 
 // flipAt turns the lowest bit of one byte.
 func flipAt(path string, at int64) error {

@@ -98,6 +98,9 @@ func (n *Nemesis) round(ctx context.Context, o TortureOptions, wo WorkloadOption
 	if len(found) == 0 {
 		wait(ctx, nil, 500*time.Millisecond)
 		e, found = w.Settle(ctx, Patience)
+		if why, err := n.fleet.Verify(ctx); err != nil || why != "" {
+			found = append(found, Finding{CheckDiverged, "", fmt.Sprint("the rows of the replicas are not equal: ", why, err)})
+		}
 	}
 	if slices.ContainsFunc(found, func(f Finding) bool { return !slices.Contains(o.Tolerate, f.Check) }) {
 		if err := w.Journal().Save(filepath.Join(o.Keep, wo.Name+".jsonl")); err != nil {
