@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +152,7 @@ func TestFlippedBit(t *testing.T) {
 		l, err := solo(t, bad, app, nil)
 		if err != nil {
 			refused++
-			if !strings.Contains(err.Error(), filepath.Join(bad, "wal")) || !strings.Contains(err.Error(), "backup") {
+			if !strings.Contains(err.Error(), filepath.Join(bad, "wal")) || !strings.Contains(err.Error(), "backup") || !errors.Is(err, raftlog.ErrDamaged) {
 				t.Fatalf("byte %d of %s: a sentence that does not help: %v", f.at, f.file, err)
 			}
 			_ = os.RemoveAll(bad)
@@ -167,6 +168,65 @@ func TestFlippedBit(t *testing.T) {
 	t.Logf("%d flips in %d segments: %d refused, %d harmless", len(flips), len(files), refused, harmless)
 	if refused < len(flips)/2 {
 		t.Error("too few are refused to believe it")
+	}
+}
+
+// What is not in the segments lies in two files. One of them may be cut off, damaged or gone; when both are, the
+// log is refused, and nothing is removed: with one of them back everything is there again.
+func TestDamagedMeta(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	app := raftlogtest.NewRecorder()
+	l := mustSolo(t, dir, app, nil)
+	for n := range 60 {
+		add(t, l, big(n))
+	}
+	shut(t, l)
+	want := app.Payloads()
+	names := []string{filepath.Join("wal", "meta-a"), filepath.Join("wal", "meta-b")}
+	good, err := os.ReadFile(filepath.Join(dir, names[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := len(bytes.TrimRight(good, "\x00"))
+	for what, harm := range map[string]func(path string) error{
+		"gone":    os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
+		"cut off": func(path string) error { return os.Truncate(path, int64(rand.N(end))) },
+		"flipped": func(path string) error {
+			bad := bytes.Clone(good)
+			bad[rand.N(end)] ^= 1 << rand.N(8)
+			return os.WriteFile(path, bad, 0o644)
+		},
+	} {
+		for _, harmed := range [][]string{names[:1], names[1:], names} {
+			bad := copyDir(t, dir)
+			for _, name := range harmed {
+				if err := harm(filepath.Join(bad, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(harmed) == 2 {
+				if l, err := solo(t, bad, app, nil); !errors.Is(err, raftlog.ErrDamaged) {
+					shut(t, l)
+					t.Errorf("both %s: %v", what, err)
+				}
+				if err := os.WriteFile(filepath.Join(bad, names[0]), good, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(want, whole(t, bad)); diff != "" {
+				t.Errorf("%v %s (-want +got):\n%s", harmed, what, diff)
+			}
+			if other := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(harmed, n) }); len(other) == 1 {
+				if err := os.Remove(filepath.Join(bad, other[0])); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(want, whole(t, bad)); diff != "" { // from the one that was written again
+				t.Errorf("%v %s, then the other gone (-want +got):\n%s", harmed, what, diff)
+			}
+		}
 	}
 }
 
@@ -205,7 +265,7 @@ func TestMissingFiles(t *testing.T) {
 			t.Errorf("%s: opened", name)
 			continue
 		}
-		if !strings.Contains(err.Error(), bad) {
+		if !strings.Contains(err.Error(), bad) || !errors.Is(err, raftlog.ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -219,7 +279,7 @@ func TestMissingFiles(t *testing.T) {
 	if err := os.WriteFile(state[0], b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l, err = solo(t, bad, app, nil) // not needed: the projection stands after it
+	l, err = solo(t, copyDir(t, bad), app, nil) // not needed: the projection stands after it; soon another takes its place
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +287,8 @@ func TestMissingFiles(t *testing.T) {
 	if l, err := solo(t, bad, raftlogtest.NewRecorder(), nil); err == nil {
 		shut(t, l)
 		t.Error("a damaged snapshot was restored")
+	} else if !errors.Is(err, raftlog.ErrDamaged) {
+		t.Error(err)
 	}
 }
 
@@ -268,7 +330,17 @@ func sealing(t *testing.T) (image string, payloads []string) {
 func TestEngineCannotGoOnAfterCrashAtSeal(t *testing.T) {
 	t.Parallel()
 	image, _ := sealing(t)
-	meta := &metadb.BoltMetaDB{}
+	meta := &metadb.BoltMetaDB{} // the engine's own
+	segments, err := raftlog.Segments(filepath.Join(image, "wal"))
+	if err == nil {
+		_, err = meta.Load(filepath.Join(image, "wal"))
+	}
+	if err == nil {
+		err = meta.CommitState(segments)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	w, err := wal.Open(filepath.Join(image, "wal"), wal.WithMetaStore(meta), wal.WithSegmentSize(16<<10))
 	if err != nil {
 		t.Fatal(err)

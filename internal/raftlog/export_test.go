@@ -2,7 +2,12 @@ package raftlog
 
 import (
 	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
 	"time"
+
+	"github.com/hashicorp/raft-wal/types"
 )
 
 // Hook lets tests stand between a log and its disk: file is asked before "create",
@@ -41,3 +46,17 @@ func Forwarded(l Log, lag int64, session, number uint64, payload string) (uint64
 
 // Bytes is what is counted towards the next snapshot.
 func Bytes(l Log) int64 { return l.(*raftLog).st.bytes.Load() }
+
+// Segments are what the log in dir calls its own.
+func Segments(dir string) (types.PersistentState, error) {
+	f, err := os.Open(filepath.Join(dir, metaName(0)))
+	if err != nil {
+		return types.PersistentState{}, err
+	}
+	defer f.Close()
+	s, _, err := readMeta(f)
+	if err != nil || s == nil {
+		return types.PersistentState{}, errors.Join(err, errors.New("it cannot be read"))
+	}
+	return s.Log, nil
+}

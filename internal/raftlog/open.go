@@ -124,6 +124,11 @@ func findEnds(st *store, snaps *snapStore, dir string) (e ends, err error) {
 	if err == nil {
 		e.installing, err = st.GetUint64([]byte(installKey))
 	}
+	for _, key := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} { // raft's own
+		if err == nil {
+			_, err = st.Get([]byte(key))
+		}
+	}
 	if err != nil {
 		return e, refuse(dir, "It cannot be read", err)
 	}
@@ -206,7 +211,7 @@ func (l *raftLog) recover(ctx context.Context, dir string) (conf raft.Configurat
 	if e.clean != 0 {
 		err = l.st.wal.Set([]byte(cleanKey), nil)
 	}
-	if err != nil {
+	if err = errors.Join(err, l.st.disk.prove()); err != nil {
 		return conf, fmt.Errorf("raftlog: %w", err)
 	}
 	return e.members(sc), nil

@@ -59,7 +59,7 @@ func (l *raftLog) raft() *raft.Raft { return l.r.Load() }
 // start runs the engine over the stores, and what watches it. conf is the membership that the stores know.
 func (l *raftLog) start(conf raft.Configuration) error {
 	t := l.transport()
-	r, err := raft.NewRaft(l.config(), l.fsm, l.st, l.st, l.snaps, t)
+	r, err := l.engine(t)
 	if err != nil {
 		return fmt.Errorf("raftlog: start the engine: %w", err)
 	}
@@ -77,6 +77,18 @@ func (l *raftLog) start(conf raft.Configuration) error {
 		l.bg.Go(func() { l.stand(t) })
 	}
 	return nil
+}
+
+// engine starts raft in a goroutine of its own: what the store refuses to read ends whoever asks (store.die).
+func (l *raftLog) engine(t raft.Transport) (r *raft.Raft, err error) {
+	err = errors.New("the store gave out")
+	var wg sync.WaitGroup
+	wg.Go(func() { r, err = raft.NewRaft(l.config(), l.fsm, l.st, l.st, l.snaps, t) })
+	wg.Wait()
+	if p := l.fatal.Load(); err != nil && p != nil {
+		err = *p
+	}
+	return r, err
 }
 
 // stand makes a sole voter stand for election at once instead of waiting for a leader that cannot be: it

@@ -41,6 +41,9 @@ func scan(ctx context.Context, st *store, dir string, e ends, a petrel.Applied, 
 		}
 		var rec raft.Log
 		err := st.read(at, &rec)
+		if errors.Is(err, raft.ErrLogNotFound) {
+			err = fmt.Errorf("%w: it is missing", ErrDamaged)
+		}
 		if err == nil {
 			err = s.check(&rec, &c, &known)
 		}

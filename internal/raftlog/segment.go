@@ -210,6 +210,14 @@ func (v vfs) Create(dir, name string, size uint64) (types.WritableFile, error) {
 	return v.wrap(f, name), nil
 }
 
+// Delete implements types.VFS.
+func (v vfs) Delete(dir, name string) error {
+	if v.disk.keep(filepath.Join(dir, name)) {
+		return nil
+	}
+	return v.FS.Delete(dir, name)
+}
+
 // OpenWriter implements types.VFS.
 func (v vfs) OpenWriter(dir, name string) (types.WritableFile, error) {
 	f, err := v.FS.OpenWriter(dir, name)

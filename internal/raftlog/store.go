@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
+	"os"
 	"runtime"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/types"
 )
 
@@ -39,15 +42,13 @@ var (
 
 // openStore opens the write-ahead log in dir, which exists.
 func openStore(dir string, o *Options, d disk, halt func(error)) (st *store, err error) {
-	meta := &metaStore{db: &metadb.BoltMetaDB{}, disk: d, dir: dir}
+	meta := &metaStore{dir: dir, disk: d, logger: o.Logger}
 	defer func() {
-		if p := recover(); p != nil { // bbolt and the engine's decoder panic on some damage
-			st, err = nil, fmt.Errorf("%w: %v", ErrDamaged, p)
-		}
 		if err != nil {
-			_ = meta.db.Close()
+			_ = meta.close()
 		}
 	}()
+	defer unpanic(&err)
 	w, err := wal.Open(dir, wal.WithMetaStore(meta), wal.WithSegmentFiler(newFiler(dir, d)),
 		wal.WithSegmentSize(o.SegmentSize), wal.WithLogger(newHCLog(o.Logger)))
 	if err != nil {
@@ -56,9 +57,7 @@ func openStore(dir string, o *Options, d disk, halt func(error)) (st *store, err
 	return &store{wal: w, meta: meta, disk: d, halt: halt}, nil
 }
 
-// close closes the meta store itself, after the log: raft-wal's Close did not before 0.4.1,
-// which leaves it locked, and still does not when Open failed.
-func (s *store) close() error { return errors.Join(s.wal.Close(), s.meta.db.Close()) }
+func (s *store) close() error { return errors.Join(s.wal.Close(), s.meta.close()) }
 
 // IsMonotonic implements raft.MonotonicLogStore.
 func (s *store) IsMonotonic() bool { return true }
@@ -80,26 +79,23 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 	return err
 }
 
-// damage marks an error of reading what was once written, unless it is the environment's: no descriptors left,
-// no permission, a log that is being closed.
+// damage marks an error of reading what was once written, unless it is the environment's.
 func damage(err error) error {
-	var no syscall.Errno
-	switch {
-	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, types.ErrClosed), errors.Is(err, ErrDamaged), errors.Is(err, errNewer),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.As(err, &no) && no != syscall.EIO && no != syscall.ENOENT:
+	if err == nil || errors.Is(err, ErrDamaged) || slices.ContainsFunc(innocent, func(e error) bool { return errors.Is(err, e) }) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
+// innocent are errors that say nothing of what the disk holds.
+var innocent = []error{
+	raft.ErrLogNotFound, types.ErrClosed, errNewer, context.Canceled, context.DeadlineExceeded,
+	syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT,
+	syscall.EINTR, syscall.EAGAIN, syscall.EBUSY, syscall.ETIMEDOUT,
+}
+
 func (s *store) read(index uint64, l *raft.Log) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // the decoder slices by lengths that it read
-			err = fmt.Errorf("%w: %v", ErrDamaged, p)
-		}
-	}()
+	defer unpanic(&err)
 	if err := s.wal.GetLog(index, l); err != nil {
 		return damage(err)
 	}
@@ -188,6 +184,14 @@ func (s *store) Set(key, val []byte) error {
 
 // Get implements raft.StableStore.
 func (s *store) Get(key []byte) ([]byte, error) {
+	val, err := s.stable(key)
+	if err != nil && s.serving.Load() {
+		s.die(fmt.Errorf("read a value of the log: %w", err))
+	}
+	return val, err
+}
+
+func (s *store) stable(key []byte) ([]byte, error) {
 	raw, err := s.wal.Get(key)
 	if err != nil || len(raw) == 0 {
 		return nil, err
@@ -231,38 +235,12 @@ func (s *store) die(err error) {
 	runtime.Goexit()
 }
 
-// metaStore is raft-wal's bolt file. Its writes are few and small (a term, a vote, a new
-// segment) and must not fail: they wait for room, until Close.
-type metaStore struct {
-	db   *metadb.BoltMetaDB
-	disk disk
-	dir  string
-}
-
-var _ types.MetaStore = (*metaStore)(nil)
-
-// Load implements types.MetaStore. It also finishes a segment change that a crash cut
-// short, which raft-wal 0.4.1 does not: see sealTail.
-func (m *metaStore) Load(dir string) (types.PersistentState, error) {
-	ps, err := m.db.Load(dir)
-	if err != nil {
-		return ps, err
+// unpanic makes a panic an error: the engine's decoder slices by lengths that it read.
+func unpanic(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: %v", ErrDamaged, p)
 	}
-	return m.sealTail(ps)
 }
-
-func (m *metaStore) CommitState(ps types.PersistentState) error {
-	return m.disk.persist("meta", m.dir, func() error { return m.db.CommitState(ps) })
-}
-
-func (m *metaStore) SetStable(key, val []byte) error {
-	return m.disk.persist("stable", string(key), func() error { return m.db.SetStable(key, val) })
-}
-
-func (m *metaStore) GetStable(key []byte) ([]byte, error) { return m.db.GetStable(key) }
-
-// Close implements types.MetaStore; store.close closes the database.
-func (m *metaStore) Close() error { return nil }
 
 // disk is the weather: faults that a test makes, and waiting for room.
 type disk struct {
@@ -274,6 +252,34 @@ type disk struct {
 type diskState struct {
 	waiting  atomic.Int32 // writes that wait for room in persist
 	rotating atomic.Bool  // a segment was sealed and its successor does not stand yet
+
+	mu      sync.Mutex // guards what follows
+	proven  bool       // the log was read whole
+	orphans []string   // segments that the index does not name
+}
+
+// keep says whether a segment must not be removed yet: the engine removes what its index does not name as it opens, but
+// an index can be damaged.
+func (d *diskState) keep(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.proven {
+		d.orphans = append(d.orphans, path)
+	}
+	return !d.proven
+}
+
+// prove removes what was kept.
+func (d *diskState) prove() (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.proven = true
+	for _, path := range d.orphans {
+		if e := os.Remove(path); !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // ready returns when the engine can take a write, or an error when it would wait for

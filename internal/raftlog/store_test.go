@@ -2,6 +2,11 @@ package raftlog
 
 import (
 	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -162,4 +167,82 @@ func TestPromoter(t *testing.T) {
 			t.Errorf("%d voters, %d ready, at most %d: %s", tc.voters, tc.ready, tc.max, diff)
 		}
 	}
+}
+
+// Whatever a crash cuts off in the middle of a change, the state before or after it is there, and never an older one.
+func TestMetaSurvivesATornWrite(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open := func() *metaStore {
+		t.Helper()
+		m := &metaStore{dir: dir, disk: disk{func(string, string) error { return nil }, make(chan struct{}), &diskState{}}, logger: slog.New(slog.DiscardHandler)}
+		if _, err := m.Load(dir); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	get := func(m *metaStore) string {
+		t.Helper()
+		v, err := m.GetStable([]byte("k"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(v)
+	}
+	for n := range 50 {
+		m := open()
+		was := get(m)
+		now := strings.Repeat(fmt.Sprint(n), 1+n)
+		before := files(t, dir)
+		if err := m.SetStable([]byte("k"), []byte(now)); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.close(); err != nil {
+			t.Fatal(err)
+		}
+		after := files(t, dir)
+		if n == 0 { // there is nothing before the first
+			continue
+		}
+		// The write stopped in one of the files; what comes after that one is as before.
+		for torn := range 2 {
+			cut := 1 + n*7%120
+			for i := range 2 {
+				b := after[i]
+				switch {
+				case i == torn:
+					b = append(slices.Clone(after[i][:cut]), before[i][cut:]...)
+				case i > torn:
+					b = before[i]
+				}
+				if err := os.WriteFile(filepath.Join(dir, metaName(i)), b, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := open()
+			if got := get(m); got != now && (got != was || torn == 1) {
+				t.Fatalf("round %d, file %d torn at %d: %q, not %q or %q", n, torn, cut, got, was, now)
+			}
+			if err := m.close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 2 {
+			if err := os.WriteFile(filepath.Join(dir, metaName(i)), after[i], 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func files(t *testing.T, dir string) (out [2][]byte) {
+	t.Helper()
+	for i := range out {
+		b, err := os.ReadFile(filepath.Join(dir, metaName(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = b
+	}
+	return out
 }
