@@ -66,6 +66,9 @@ func TestCrash(t *testing.T) {
 	})
 	t.Run("nodes=3", func(t *testing.T) {
 		t.Parallel()
+		if testing.Short() {
+			t.Skip("TestDelivery restarts the nodes of a cell too")
+		}
 		c := StartCell(t, CellOptions{})
 		all := func() (urls []string) {
 			for i := range c.Size() {

@@ -58,7 +58,7 @@ func (c *checker) registers() {
 		}
 	}
 	for _, key := range sortedKeys(ops) {
-		switch porcupine.CheckOperationsTimeout(register(initially(key)), ops[key], 20*time.Second) {
+		switch porcupine.CheckOperationsTimeout(register(initially(key)), ops[key], time.Minute) {
 		case porcupine.Illegal:
 			c.find(CheckLinear, key, "no order of %d operations explains what was read", len(ops[key]))
 		case porcupine.Unknown:

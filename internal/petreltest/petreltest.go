@@ -1,12 +1,19 @@
-// Package petreltest runs the real petrel binary as its users do, and hurts it: kill -9, a loss of
-// power, a full disk, damaged files. It shares no code with what it tests beyond the typed ids: its
-// clients speak the documented protocol through other libraries than the server's.
-// Only tests import it.
+// Package petreltest runs the real petrel as its users do, and hurts it: kill -9, a loss of power, a full disk, damaged
+// files, clocks that are wrong, a network that cuts, loses and delays. What its clients then saw is judged.
+//
+// There are three ways to run nodes: a Server is one process; a Cell is nodes in this process, with real sockets; a Fleet is
+// processes on machines of their own, with a Net between them that a Nemesis makes fail. A Workload is clients on all nodes, whichever
+// way they run, and writes what they were told into a Journal; Evidence.Check judges that by itself and names what it finds.
+//
+// Clients and checker share no code with what they test beyond the typed ids: they speak the documented protocol through
+// other libraries than the server's. Only tests import this package.
 //
 // # Invariants
 //
-//   - Nothing waits by the clock: every wait polls a condition until a deadline far beyond what is expected.
-//   - Every process and connection that it starts ends with the test that started it.
+//   - Nothing waits by the clock: every wait polls a condition until a deadline far beyond what is expected. How long a fault lasts,
+//     and how long a workload talks, is no condition of anything.
+//   - Every process, namespace and connection that it starts ends with the test that started it, however that ends.
+//   - Whatever is random follows from a seed that is printed.
 package petreltest
 
 import (

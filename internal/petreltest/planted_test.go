@@ -24,6 +24,9 @@ import (
 // and name what is wrong.
 func TestPlantedBugs(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("a cell for each bug; TestChecks spoils evidence instead")
+	}
 	for _, bug := range []struct {
 		name   string
 		plant  func(t *testing.T) (faults func(i int) *node.Faults, during func(c *Cell, w *Workload))

@@ -16,6 +16,9 @@ import (
 func TestTortureShort(t *testing.T) {
 	t.Parallel()
 	faults := FaultsNamed("partition", "kill -9", "SIGSTOP", "one-way loss", "restart", "power off", "transfer", "clock jump")
+	if testing.Short() {
+		faults = faults[:2]
+	}
 	v := Torture(t, TortureOptions{Seed: seedOf(t, 1), Faults: len(faults), Only: faults})
 	t.Log(v.Markdown())
 	if len(v.Findings) > 0 {
