@@ -178,7 +178,7 @@ func (l *raftLog) Status() Status {
 	_, leader := r.LeaderWithID()
 	s := Status{
 		Node: l.o.Node, IsLeader: r.State() == raft.Leader, Leader: petrel.NodeID(leader), Term: r.CurrentTerm(), Members: members(r),
-		CommitMark: r.CommitIndex(), LastMark: r.LastIndex(), SnapshotMark: l.newestSnapshot(),
+		CommitMark: r.CommitIndex(), LastMark: r.LastIndex(), SnapshotMark: l.snaps.newest.Load(),
 		LogBytes: l.st.bytes.Load(), FreeDisk: -1, DiskFull: l.st.full.Load(),
 	}
 	s.Index, s.AppliedMark = l.fsm.position()
@@ -200,9 +200,8 @@ func (l *raftLog) Status() Status {
 // Applier's (the engine's own) never reach it, so that its mark alone would stand behind for ever.
 func (l *raftLog) lag(r *raft.Raft) uint64 {
 	commit := r.CommitIndex()
-	idle := r.AppliedIndex() >= commit && r.Stats()["fsm_pending"] == "0" && l.fsm.idle()
 	_, mark := l.fsm.position()
-	if idle || mark >= commit {
+	if mark >= commit || r.AppliedIndex() >= commit && r.Stats()["fsm_pending"] == "0" && l.fsm.idle() {
 		return 0
 	}
 	return commit - mark

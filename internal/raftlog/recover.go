@@ -183,7 +183,7 @@ func (l *raftLog) claim(ctx context.Context) error {
 	}
 	sole := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(l.o.Node), Address: conf.Servers[self].Address}}}
 	entry := &raft.Log{
-		Index: max(last, l.newestSnapshot()) + 1, Term: term + 1, Type: raft.LogConfiguration,
+		Index: max(last, l.snaps.newest.Load()) + 1, Term: term + 1, Type: raft.LogConfiguration,
 		Data: raft.EncodeConfiguration(sole), AppendedAt: time.Now(),
 	}
 	if err := l.st.SetUint64([]byte("CurrentTerm"), entry.Term); err != nil {

@@ -29,6 +29,8 @@ type snapStore struct {
 	st  *store
 	m   *metrics
 	bad atomic.Bool // the newest one could not be read: watch takes another
+
+	newest atomic.Uint64 // engine position of the newest; 0 is none
 }
 
 var _ raft.SnapshotStore = (*snapStore)(nil)
@@ -39,7 +41,14 @@ func openSnapshots(o *Options, st *store, m *metrics) (*snapStore, error) {
 		return nil, err
 	}
 	s := &snapStore{FileSnapshotStore: fs, dir: filepath.Join(o.Dir, "snapshots"), o: o, st: st, m: m}
-	return s, s.sweep()
+	if err := s.sweep(); err != nil {
+		return nil, err
+	}
+	metas, err := s.List()
+	if len(metas) > 0 {
+		s.newest.Store(metas[0].Index)
+	}
+	return s, err
 }
 
 // sweep removes what a crash or a full disk left half-written; raft never does.
@@ -82,7 +91,7 @@ func (s *snapStore) Create(v raft.SnapshotVersion, index, term uint64, conf raft
 	if err != nil {
 		return nil, err
 	}
-	return &countingSink{SnapshotSink: sink, s: s}, nil
+	return &countingSink{SnapshotSink: sink, s: s, index: index}, nil
 }
 
 // Open implements raft.SnapshotStore.
@@ -117,8 +126,9 @@ func snapshotIndex(r io.ReadCloser) uint64 {
 
 type countingSink struct {
 	raft.SnapshotSink
-	s *snapStore
-	n int64
+	s     *snapStore
+	index uint64
+	n     int64
 }
 
 func (c *countingSink) Write(p []byte) (int, error) {
@@ -131,6 +141,7 @@ func (c *countingSink) Close() error {
 	err := c.SnapshotSink.Close()
 	if err == nil {
 		c.s.m.snapBytes.Set(float64(c.n))
+		c.s.newest.Store(c.index)
 	}
 	return err
 }
@@ -162,15 +173,8 @@ func (l *raftLog) TakeSnapshot(ctx context.Context) error {
 	}
 	l.st.bytes.Add(-before)
 	l.m.snapshot.Observe(time.Since(start).Seconds())
-	l.log.Info("took a snapshot", "mark", l.newestSnapshot(), "took", time.Since(start))
+	l.log.Info("took a snapshot", "mark", l.snaps.newest.Load(), "took", time.Since(start))
 	return nil
-}
-
-func (l *raftLog) newestSnapshot() uint64 {
-	if metas, err := l.snaps.List(); err == nil && len(metas) > 0 {
-		return metas[0].Index
-	}
-	return 0
 }
 
 // watch takes a snapshot whenever one is due: raft's own triggers count records, which
@@ -194,7 +198,7 @@ func (l *raftLog) watch() {
 		if !damaged && l.st.bytes.Load() <= max(l.o.SnapshotBytes, l.o.Size()/2) || time.Now().Before(notBefore) {
 			continue
 		}
-		before := l.newestSnapshot()
+		before := l.snaps.newest.Load()
 		if damaged && l.raft().State() == raft.Leader {
 			_ = l.raft().Apply(nil, l.o.EnqueueTimeout).Error() // something new to take a snapshot of; else the next tick tries again
 		}
@@ -202,7 +206,7 @@ func (l *raftLog) watch() {
 			l.log.Warn("a snapshot is due but could not be taken; trying again in a minute", "error", err)
 			notBefore = time.Now().Add(time.Minute)
 		}
-		if l.newestSnapshot() != before {
+		if l.snaps.newest.Load() != before {
 			l.snaps.bad.Store(false)
 		}
 	}
