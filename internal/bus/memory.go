@@ -2,6 +2,8 @@ package bus
 
 import (
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -14,8 +16,8 @@ import (
 // Network is a wire within one process, for tests and simulations: it loses, delays and parts as it is
 // told, by a seed. It works in a synctest bubble.
 type Network struct {
+	seed  uint64
 	mu    sync.Mutex // guards what follows
-	rand  *rand.Rand
 	nodes map[petrel.NodeID]*memoryWire
 	links map[[2]petrel.NodeID]*link
 	shape map[[2]petrel.NodeID]Link
@@ -33,6 +35,7 @@ type Link struct {
 const maxOnLink = 1 << 16
 
 type link struct {
+	rand  *rand.Rand // its own, so that chance does not hang on who sends first elsewhere
 	order sync.Mutex // one frame arrives at a time; taken before Network.mu
 	queue [][]byte
 	last  time.Time // when the newest of them arrives
@@ -41,7 +44,7 @@ type link struct {
 // NewNetwork returns a network without nodes.
 func NewNetwork(seed uint64) *Network {
 	return &Network{
-		rand: rand.New(rand.NewPCG(seed, seed)), nodes: map[petrel.NodeID]*memoryWire{}, //nolint:gosec // chance by a seed
+		seed: seed, nodes: map[petrel.NodeID]*memoryWire{},
 		links: map[[2]petrel.NodeID]*link{}, shape: map[[2]petrel.NodeID]Link{},
 	}
 }
@@ -55,14 +58,16 @@ func (n *Network) Shape(from, to petrel.NodeID, l Link) {
 }
 
 // Join returns a wire. The node's name is that of the Bus over it.
-func (n *Network) Join() Wire { return &memoryWire{net: n} }
+func (n *Network) Join() Wire { return &memoryWire{net: n, begun: make(chan struct{})} }
 
 type memoryWire struct {
 	net     *Network
-	socket  socket // of start
+	socket  socket        // of start
+	begun   chan struct{} // closed by start or close: what is sent before waits, or chance would decide whether the first heartbeat is lost
 	arrived sync.WaitGroup
 
 	listening [Buckets]bool // guarded by Network.mu, as closed
+	started   bool
 	closed    bool
 }
 
@@ -77,7 +82,8 @@ func (w *memoryWire) start(p socket) error {
 	if w.net.nodes[p.node] != nil {
 		return errors.New("bus: a node of this name is on the network")
 	}
-	w.socket = p
+	w.socket, w.started = p, true
+	close(w.begun)
 	w.net.nodes[p.node] = w
 	return nil
 }
@@ -93,6 +99,7 @@ func (w *memoryWire) listen(k Bucket, on bool) error {
 }
 
 func (w *memoryWire) send(p parcel) error {
+	<-w.begun
 	n := w.net
 	n.mu.Lock()
 	if n.nodes[w.socket.node] != w {
@@ -100,7 +107,7 @@ func (w *memoryWire) send(p parcel) error {
 		return errNotThere
 	}
 	var now []petrel.NodeID
-	for _, to := range n.names() { // chance is drawn in an order of its own
+	for _, to := range n.names() {
 		if to == w.socket.node || (p.to == toNode && to != p.node) || (p.to == toBucket && !n.nodes[to].listening[p.bucket]) {
 			continue
 		}
@@ -121,14 +128,16 @@ func (n *Network) depart(from, to petrel.NodeID, data []byte) (now bool) {
 	pair := [2]petrel.NodeID{from, to}
 	l := n.links[pair]
 	if l == nil {
-		l = &link{}
+		h := fnv.New64a()
+		_, _ = fmt.Fprintf(h, "%q to %q", from, to)
+		l = &link{rand: rand.New(rand.NewPCG(n.seed, h.Sum64()))} //nolint:gosec // chance by a seed
 		n.links[pair] = l
 	}
-	if s.Cut || (s.Loss > 0 && n.rand.Float64() < s.Loss) || len(l.queue) >= maxOnLink {
+	if s.Cut || (s.Loss > 0 && l.rand.Float64() < s.Loss) || len(l.queue) >= maxOnLink {
 		return false
 	}
 	if s.Jitter > 0 {
-		s.Delay += time.Duration(n.rand.Int64N(int64(s.Jitter)))
+		s.Delay += time.Duration(l.rand.Int64N(int64(s.Jitter)))
 	}
 	at := time.Now().Add(s.Delay)
 	if at.Before(l.last) {
@@ -185,6 +194,9 @@ func (n *Network) shapeOf(from, to petrel.NodeID) Link {
 
 func (w *memoryWire) close() {
 	w.net.mu.Lock()
+	if !w.started && !w.closed {
+		close(w.begun)
+	}
 	w.closed = true
 	if w.net.nodes[w.socket.node] == w {
 		delete(w.net.nodes, w.socket.node)
