@@ -238,27 +238,16 @@ func TestLostForwardIsSettled(t *testing.T) {
 	t.Parallel()
 	var v valve
 	logs, apps := trio(t, func(i int, o *raftlog.Options) {
+		o.Heartbeat = time.Minute // n1 keeps its lead while its disk stalls
 		if i != 0 {
 			return
 		}
-		o.Heartbeat = 2 * time.Second // keeps its lead while its disk stalls
 		o.Hook(func(op, _ string) error {
 			if op == "sync" {
 				v.pass()
 			}
 			return nil
 		}, nil, nil)
-	})
-	until(t, func() error { // the slow disk must be the leader's
-		for i, l := range logs {
-			if l.Status().IsLeader && i != 0 {
-				_ = l.TransferLeadership(t.Context(), "n1")
-			}
-		}
-		if logs[0].Status().IsLeader {
-			return nil
-		}
-		return errors.New("n1 does not lead")
 	})
 	came := 0
 	for round := range 10 {
@@ -267,7 +256,8 @@ func TestLostForwardIsSettled(t *testing.T) {
 		wg.Go(func() { _, _ = logs[0].Append(t.Context(), [][]byte{[]byte("holds the slot")}) })
 		lost := fmt.Sprintf("lost %d", round)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
-		if _, err := logs[1].Append(ctx, [][]byte{[]byte(lost)}); !errors.Is(err, petrel.ErrUnknownOutcome) {
+		_, err := logs[1].Append(ctx, [][]byte{[]byte(lost)})
+		if !errors.Is(err, petrel.ErrUnknownOutcome) && !errors.Is(err, petrel.ErrNotAppended) { // it may not have left in time
 			t.Errorf("append: %v", err)
 		}
 		cancel()
@@ -276,6 +266,9 @@ func TestLostForwardIsSettled(t *testing.T) {
 		there := contains(apps[1].Payloads(), lost)
 		if there {
 			came++
+		}
+		if there && errors.Is(err, petrel.ErrNotAppended) {
+			t.Errorf("%s came although it was refused: %v", lost, err)
 		}
 		wg.Wait()
 		add(t, logs[0], "later")
@@ -422,7 +415,7 @@ func TestCrashWhileInstalling(t *testing.T) {
 		}
 		l, err := raftlog.Open(t.Context(), raftlog.Options{
 			Dir: dirs[i], Node: petrel.NodeID(name), Applier: app, Bootstrap: i == 0, Network: net,
-			MinFree: 1, SegmentSize: 16 << 10, TrailingLogs: 1, Heartbeat: 500 * time.Millisecond,
+			MinFree: 1, SegmentSize: 16 << 10, TrailingLogs: 1,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -94,7 +94,7 @@ func (s *diskSystem) LoseNext(bool) bool       { return false }
 func (s *diskSystem) Open(i int, app raftlog.Applier, onFatal func(error)) (raftlog.Log, error) {
 	o := raftlog.Options{
 		Dir: filepath.Join(s.dir, string(s.Name(i))), Node: s.Name(i), Applier: app, Bootstrap: i == 0,
-		MinFree: 1 << 20, SegmentSize: 64 << 10, TrailingLogs: 4, Heartbeat: 500 * time.Millisecond, Logger: s.log, OnFatal: onFatal,
+		MinFree: 1 << 20, SegmentSize: 64 << 10, TrailingLogs: 4, Heartbeat: time.Second, Logger: s.log, OnFatal: onFatal,
 	}
 	if s.n > 1 {
 		net, err := joinOver(s.mesh, s.Name(i), s.below)

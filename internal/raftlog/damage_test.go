@@ -48,7 +48,7 @@ func mustSolo(t *testing.T, dir string, app raftlog.Applier, tune func(*raftlog.
 
 func until(t *testing.T, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	for {
 		err := f()

@@ -83,7 +83,7 @@ type cell struct {
 
 func start(t *testing.T, sys System) *cell {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	c := &cell{t: t, ctx: ctx, sys: sys, logs: make([]raftlog.Log, sys.Members())}
 	t.Cleanup(func() {
 		for i := range c.logs {
@@ -130,10 +130,8 @@ func (c *cell) retry(f func() error) {
 		if err == nil {
 			return
 		}
-		select {
-		case <-c.ctx.Done():
+		if !c.nap() {
 			c.t.Fatalf("never succeeded: %v", err)
-		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
@@ -152,24 +150,45 @@ func (c *cell) settle() {
 // unknown outcome it looks whether the batch is there, as the desk does.
 func (c *cell) append(i int, payloads ...string) uint64 {
 	c.t.Helper()
+	at, err := c.try(i, payloads...)
+	if err != nil {
+		c.t.Fatalf("append: %v", err)
+	}
+	return at
+}
+
+// try is append for a goroutine that is not the test's.
+func (c *cell) try(i int, payloads ...string) (uint64, error) {
 	for {
 		first, err := c.logs[i].Append(c.ctx, raw(payloads))
 		switch {
 		case err == nil:
-			return first
+			return first, nil
 		case errors.Is(err, petrel.ErrUnknownOutcome):
-			c.retry(func() error { return c.logs[i].Barrier(c.ctx) })
+			for berr := c.logs[i].Barrier(c.ctx); berr != nil; berr = c.logs[i].Barrier(c.ctx) {
+				if !c.nap() {
+					return 0, berr
+				}
+			}
 			if at := find(c.apps[i].Payloads(), payloads[0]); at > 0 {
-				return at
+				return at, nil
 			}
 		case !errors.Is(err, petrel.ErrNotAppended):
-			c.t.Fatalf("append: %v", err)
+			return 0, err
 		}
-		select {
-		case <-c.ctx.Done():
-			c.t.Fatalf("append never succeeded: %v", err)
-		case <-time.After(5 * time.Millisecond):
+		if !c.nap() {
+			return 0, err
 		}
+	}
+}
+
+// nap waits a moment; false when the test's time is over.
+func (c *cell) nap() bool {
+	select {
+	case <-c.ctx.Done():
+		return false
+	case <-time.After(5 * time.Millisecond):
+		return true
 	}
 }
 
