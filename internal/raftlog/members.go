@@ -40,13 +40,14 @@ func (l *raftLog) Remove(ctx context.Context, id petrel.NodeID) error {
 // TransferLeadership implements Log. It holds the right to propose meanwhile: appends wait for the new leader
 // instead of being refused, and none is under way whose answer could be lost.
 func (l *raftLog) TransferLeadership(ctx context.Context, to petrel.NodeID) error {
+	heirs := l.heirs(ctx, to) // first: one that does not answer takes time
 	if err := l.acquire(ctx); err != nil {
 		return l.notNow("transfer leadership", err)
 	}
 	defer l.release()
 	defer func() { l.handed = time.Now() }()
 	err := l.notNow("transfer leadership", errors.New("no such voter answers"))
-	for _, id := range l.heirs(ctx, to) {
+	for _, id := range heirs {
 		err = l.change(ctx, "transfer leadership", func(r *raft.Raft) raft.Future {
 			if id == "" {
 				return r.LeadershipTransfer() // raft picks; it refuses when there is nobody
@@ -128,6 +129,8 @@ func (l *raftLog) change(ctx context.Context, what string, do func(*raft.Raft) r
 	case l.changing <- struct{}{}:
 	case <-ctx.Done():
 		return l.notNow(what, ctx.Err())
+	case <-l.closing:
+		return l.stopped()
 	}
 	done := make(chan error, 1)
 	l.wait.start()
