@@ -74,6 +74,8 @@ type Options struct {
 	Version    string         // of this build, in the description of the API; default "dev"
 	Heartbeat  conn.Heartbeat // of native connections; default 25 s, 10 s, epoch 1
 
+	// Settle returns when everything is applied here that was committed before; raftlog.Log's Barrier. Default: that is always so.
+	Settle func(ctx context.Context) error
 	// Stale says how long this node has been out of touch with the shard's leader, 0 while it is in touch. Default: always 0.
 	Stale func() time.Duration
 

@@ -49,12 +49,25 @@ func (s *server) reach(ctx context.Context, actor petrel.Actor, room petrel.Room
 			return head, at, resync, nil
 		}
 		if !s.grows(patience, at.Index) {
-			if ctx.Err() != nil || s.stale() > 0 { // what it lacks may well be: another node knows
-				return head, at, "", timeout("room reached that place here")
-			}
-			return head, at, resync, nil
+			break
 		}
 	}
+	// What it lacks may well be, on another node. It never was when this one has everything that was committed by now.
+	if s.stale() > 0 || s.settled(ctx) != nil {
+		return head, at, "", timeout("room reached that place here")
+	}
+	head, at, err = s.head(ctx, actor, room)
+	return head, at, s.cannotResume(b, head, at.Epoch), err
+}
+
+// settled returns when everything is applied here that was committed before.
+func (s *server) settled(ctx context.Context) error {
+	if s.opt.Settle == nil {
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, unknownWait)
+	defer cancel()
+	return s.opt.Settle(ctx)
 }
 
 // grows waits until more than an index is applied, and a moment longer; false when ctx ended first.

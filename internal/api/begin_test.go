@@ -1,8 +1,10 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,7 +84,16 @@ func TestSubscribeWaitsForWhatAnotherNodeGave(t *testing.T) {
 // TestSubscribeGivesUp: what never comes is told: by a time to come back when somebody knows of it, by resync when nobody does.
 func TestSubscribeGivesUp(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) { o.PositionWait = 50 * time.Millisecond })
+	var away atomic.Bool
+	s := newStack(t, func(o *Options, _ *gateway.Options, _ *conn.Options) {
+		o.PositionWait = 50 * time.Millisecond
+		o.Settle = func(context.Context) error {
+			if away.Load() {
+				return petrel.ErrNotAppended
+			}
+			return nil
+		}
+	})
 	s.room("ann", `{"id":"r","kind":"open"}`)
 	epoch := s.store.Applied().Epoch
 	p := s.open("bob")
@@ -97,6 +108,11 @@ func TestSubscribeGivesUp(t *testing.T) {
 		t.Fatalf("%+v", f)
 	}
 	if f := p.read(); f.Op != "resync" || f.Reason != "ahead" {
+		t.Fatalf("%+v", f)
+	}
+	away.Store(true) // from the leader: nobody here can know that it never was
+	p.write(`{"op":"subscribe","id":2,"room":"r","after":9,"epoch":"` + string(epoch) + `"}`)
+	if f := p.read(); f.Code != string(petrel.CodeTimeout) || f.RetryAfterMS < 1 {
 		t.Fatalf("%+v", f)
 	}
 	elsewhere := petrel.Position{Epoch: "0123456789abcdef", Index: 1}.String()
