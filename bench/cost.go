@@ -20,7 +20,8 @@ type CostRow struct {
 	Idle float64 `json:"idle_cpu_percent"`
 	// Post is the processor time of one message over HTTP at 500/s with nobody listening, in microseconds, without what idles.
 	Post float64 `json:"post_cpu_us"`
-	// Delivery is that of one delivery to a socket: 50 posts a second to so many subscribers, without what their posts take.
+	// Delivery is that of one delivery to a socket: 50 posts a second to so many subscribers, without what the same posts take
+	// with nobody there.
 	Delivery    float64 `json:"delivery_cpu_us"`
 	Subscribers int     `json:"subscribers"`
 	Delivered   int     `json:"delivered"`
@@ -131,6 +132,12 @@ func costRound(ctx context.Context, dir string, size int, o CellOptions) (row Co
 	row.Post = float64((cpu - background).Microseconds()) / float64(posts.Done)
 	row.RSS, row.Heap, row.Bus = int64(now["process_resident_memory_bytes"]), int64(now["go_memstats_heap_inuse_bytes"]), frames/took.Seconds()
 
+	unheard, _, _, err := each(func() error { rec, took = run(50); return ctx.Err() })
+	if err != nil {
+		return row, err
+	}
+	unheard -= time.Duration(row.Idle / 100 * float64(took))
+
 	var delivered atomic.Int64
 	for i := range subscribers {
 		p := v.nodes[i%size]
@@ -154,7 +161,7 @@ func costRound(ctx context.Context, dir string, size int, o CellOptions) (row Co
 	}
 	posts = rec.row("", "", took)
 	row.Delivered = int(delivered.Load())
-	rest := cpu - time.Duration(calm.Seconds()/o.Duration.Seconds()*float64(took)) - time.Duration(row.Post*float64(posts.Done))*time.Microsecond
+	rest := cpu - time.Duration(calm.Seconds()/o.Duration.Seconds()*float64(took)) - unheard
 	row.Delivery = float64(rest.Microseconds()) / float64(max(row.Delivered, 1))
 	return row, nil
 }
