@@ -150,6 +150,9 @@ type Options struct {
 	MaxRequests int
 	// RequestTimeout bounds a Request whose context has no earlier deadline. Default 5 s.
 	RequestTimeout time.Duration
+	// OnNamesake is called when another living process goes by this node's name: heartbeats of the same other incarnation
+	// keep coming. In a goroutine of the wire's; it does not wait. Default: only the log for people says so.
+	OnNamesake func(incarnation uint64, says Info)
 	// Logger: nil discards.
 	Logger *slog.Logger
 	// Registerer: nil keeps the metrics unregistered.
@@ -196,6 +199,9 @@ func (o *Options) validate() error {
 	if o.DeadAfter <= o.Heartbeat {
 		return fmt.Errorf("bus: a node cannot be dead after %v with a heartbeat every %v", o.DeadAfter, o.Heartbeat)
 	}
+	if o.OnNamesake == nil {
+		o.OnNamesake = func(uint64, Info) {}
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -226,6 +232,8 @@ type Bus struct {
 
 	outbox *queue[parcel]
 	inbox  *queue[delivery]
+
+	namesakes namesakes
 
 	startOnce, stopOnce sync.Once
 	startErr            error

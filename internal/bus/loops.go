@@ -3,6 +3,7 @@ package bus
 import (
 	"encoding/json"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -41,13 +42,8 @@ func (b *Bus) receive(data []byte) {
 	}
 	node := petrel.NodeID(f.node)
 	if node == b.opt.Node {
-		// A former life's last frames; or another node under our name, which none of the others can tell
-		// from a node that restarts again and again.
 		if f.incarnation != b.opt.Incarnation {
-			b.metrics.dropped(dropNamesake)
-			if f.typ == typeHeartbeat {
-				b.opt.Logger.Error("a heartbeat under this node's name came from another node, or from its former life", "incarnation", f.incarnation)
-			}
+			b.namesake(&f)
 		}
 		return
 	}
@@ -86,6 +82,41 @@ func (b *Bus) receive(data []byte) {
 			b.metrics.dropped(dropDamaged)
 		}
 		b.inbox.put(d, len(data), true) // bounded by maxRepairs
+	}
+}
+
+// namesakeBeats is how many heartbeats of another incarnation under this node's name make it a living process: a few may
+// be the last ones of this node's former life.
+const namesakeBeats = 4
+
+// namesakes counts them.
+type namesakes struct {
+	mu          sync.Mutex // guards what follows
+	incarnation uint64
+	beats       int
+}
+
+// namesake takes a frame that another incarnation of this node sent. None of the others can tell the two from one node that
+// restarts again and again: each of them hears of itself, and only they know.
+func (b *Bus) namesake(f *frame) {
+	b.metrics.dropped(dropNamesake)
+	var info Info
+	if f.typ != typeHeartbeat || f.flags&flagLeaving != 0 || json.Unmarshal(f.info, &info) != nil {
+		return
+	}
+	b.namesakes.mu.Lock()
+	if b.namesakes.incarnation != f.incarnation {
+		b.namesakes.incarnation, b.namesakes.beats = f.incarnation, 0
+	}
+	b.namesakes.beats++
+	beats := b.namesakes.beats
+	b.namesakes.mu.Unlock()
+	if beats == 1 || beats%60 == namesakeBeats {
+		b.opt.Logger.Error("a heartbeat under this node's name came from another process, or from its former life",
+			"incarnation", f.incarnation, "at", info.Addresses.Peer, "beats", beats)
+	}
+	if beats >= namesakeBeats {
+		b.opt.OnNamesake(f.incarnation, info)
 	}
 }
 

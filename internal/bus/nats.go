@@ -343,14 +343,15 @@ func (l natsLog) Warnf(f string, v ...any) {
 	if strings.HasPrefix(f, "TLS certificate chain and hostname of solicited routes will not be verified") {
 		return // it only sees InsecureSkipVerify; Identity.Routes verifies the chain itself
 	}
-	if text := fmt.Sprintf(f, v...); strings.HasPrefix(text, "Error trying to connect to") { // every second, for every node that is down; heartbeats tell that once
-		l.log.Debug(natsSays, "text", fmt.Sprintf(f, v...))
+	text := fmt.Sprintf(f, v...)
+	if strings.HasPrefix(text, "Error trying to connect to") || strings.Contains(text, "duplicate name") {
+		l.log.Debug(natsSays, "text", text) // many a second; heartbeats tell both once
 		return
 	}
-	l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...))
+	l.log.Warn(natsSays, "text", text)
 }
 
-func (l natsLog) Errorf(f string, v ...any) { l.log.Warn(natsSays, "text", fmt.Sprintf(f, v...)) }
+func (l natsLog) Errorf(f string, v ...any) { l.Warnf(f, v...) }
 func (l natsLog) Fatalf(f string, v ...any) { l.log.Error(natsSays, "text", fmt.Sprintf(f, v...)) }
 func (l natsLog) Debugf(string, ...any)     {}
 func (l natsLog) Tracef(string, ...any)     {}

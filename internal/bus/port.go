@@ -39,6 +39,8 @@ type Port struct {
 	mu       sync.Mutex // guards what follows
 	handlers map[string]func(net.Conn, petrel.NodeID)
 	conns    map[net.Conn]struct{} // accepted, in the handshake
+	refusals int                   // not told of yet
+	said     time.Time             // when refusals were told of
 }
 
 // PortOptions of ListenPort.
@@ -169,7 +171,7 @@ func (p *Port) serve(raw net.Conn) {
 	defer cancel()
 	if err := c.HandshakeContext(ctx); err != nil {
 		if !errors.Is(err, io.EOF) { // somebody who only looked whether the port is open
-			p.logger.Warn("a stream between nodes was refused", "from", raw.RemoteAddr().String(), "error", err)
+			p.refused(raw.RemoteAddr(), err)
 		}
 		_ = raw.Close()
 		return
@@ -184,6 +186,22 @@ func (p *Port) serve(raw net.Conn) {
 		return
 	}
 	go fn(c, node)
+}
+
+// sayRefusedEvery is how often refused streams are told of: anybody who reaches the port could fill the log otherwise.
+const sayRefusedEvery = 30 * time.Second
+
+func (p *Port) refused(from net.Addr, err error) {
+	p.mu.Lock()
+	p.refusals++
+	n, due := p.refusals, time.Since(p.said) > sayRefusedEvery
+	if due {
+		p.said, p.refusals = time.Now(), 0
+	}
+	p.mu.Unlock()
+	if due {
+		p.logger.Warn("streams to the port between nodes were refused", "since the last line", n, "the last from", from.String(), "because", err)
+	}
 }
 
 // protocols is what is registered. Without any, an empty list would let every client through without one.

@@ -45,6 +45,7 @@ type cell struct {
 	load    func() bus.Load
 	drain   func() // this node leaves, without waiting for it
 	leaving func() bool
+	fail    func(error)
 
 	handing sync.Mutex // held while leadership is handed over
 
@@ -95,7 +96,7 @@ func (c *cell) network() raftlog.Network { return c.port.Group(0) }
 
 // startBus joins the bus of the cell. The nodes known by now are where its routes begin; others find this one.
 func (c *cell) startBus() error {
-	o := bus.Options{Node: c.self.Member, Info: c.info, Logger: c.logger, Registerer: c.reg}
+	o := bus.Options{Node: c.self.Member, Info: c.info, OnNamesake: c.namesake, Logger: c.logger, Registerer: c.reg}
 	wire, err := c.wire()
 	if err != nil {
 		return err
@@ -133,6 +134,16 @@ func (c *cell) wire() (bus.Wire, error) {
 		c.busTo = a
 	}
 	return e, nil
+}
+
+// namesake is called when another living process goes by this member's id: two processes run on copies of one folder. The
+// younger one gives way.
+func (c *cell) namesake(incarnation uint64, says bus.Info) {
+	ours := int64(time.Since(c.began).Seconds())
+	if ours > says.Up || ours == says.Up && c.bus.Load().Incarnation() > incarnation {
+		return
+	}
+	c.fail(fmt.Errorf("%wthis node stops: %s", quiet{ErrFatal}, twinSentence(c.self.Member, says.Addresses.Peer)))
 }
 
 // info is what this node says about itself with every heartbeat.
@@ -288,6 +299,8 @@ func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 	switch {
 	case i >= 0 && (st.Members[i].Addr == c.port.Addr() || len(st.Members) == 1):
 		return nil
+	case i >= 0 && c.answersAs(ctx, st.Members[i].Addr, c.self.Member):
+		return errors.New(twinSentence(c.self.Member, st.Members[i].Addr))
 	case i >= 0: // the leader looks for this node where it was; it may itself wait for this node's vote
 		c.bg.Go(func() {
 			if err := c.askIn(c.ctx); err != nil && c.ctx.Err() == nil {

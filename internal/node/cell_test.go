@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/apply"
+	"github.com/petrel-chat/petrel/internal/bus/bustest"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/event"
@@ -256,6 +258,78 @@ func TestJoinBySnapshot(t *testing.T) {
 	}
 	until(t, "two voters", func() bool { return voters(t, n1) == 2 })
 	do(t, n2, app.ID, chat.PostMessage{Room: "r", Text: "hi from n2"})
+}
+
+// TestTwoProcessesOfOneMember: who starts a copy of a node's folder is told so, and does not vote with it.
+func TestTwoProcessesOfOneMember(t *testing.T) {
+	t.Parallel()
+	first := cellConfig(t, "n1")
+	n1 := startNode(t, first)
+	second := joining(cellConfig(t, "n2"), first, n1.cell.port.Addr())
+	n2 := startNode(t, second)
+	until(t, "two voters", func() bool { return voters(t, n1) == 2 })
+	second.Peer = n2.cell.port.Addr()
+	if err := n2.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	copied := second
+	copied.Data, copied.Peer = filepath.Join(t.TempDir(), "copy"), "127.0.0.1:0"
+	if err := os.CopyFS(copied.Data, os.DirFS(second.Data)); err != nil {
+		t.Fatal(err)
+	}
+	n2 = startNode(t, second)
+	n, err := Open(t.Context(), Options{Config: copied})
+	if err == nil || !strings.Contains(err.Error(), "one of the two data folders is a copy") {
+		t.Errorf("a copy starts: %v", err)
+	}
+	if err == nil {
+		_ = n.Stop()
+	}
+	if err := n2.Err(); err != nil {
+		t.Errorf("the original stopped: %v", err)
+	}
+}
+
+// TestStartWithoutLeader: a node that cannot reach its cell says so on its public listener, to everybody and at once.
+func TestStartWithoutLeader(t *testing.T) {
+	t.Parallel()
+	first := cellConfig(t, "n1")
+	n1 := startNode(t, first)
+	second := joining(cellConfig(t, "n2"), first, n1.cell.port.Addr())
+	second.Listen = bustest.Loopback(t) + ":8080"
+	n2 := startNode(t, second)
+	until(t, "two voters", func() bool { return voters(t, n1) == 2 })
+	first.Peer, second.Peer = n1.cell.port.Addr(), n2.cell.port.Addr()
+	if err := errors.Join(n2.Stop(), n1.Stop()); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan *Node)
+	go func() {
+		n, err := Open(t.Context(), Options{Config: second})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- n
+	}()
+	until(t, "the door answers", func() bool {
+		resp, err := http.Get("http://" + second.Listen + "/v1/rooms")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		return err == nil && resp.StatusCode == 503 && resp.Header.Get("Retry-After") != "" &&
+			strings.Contains(string(b), "no_leader") && strings.Contains(string(b), "has not heard of n1")
+	})
+	startNode(t, first)
+	n2 = <-opened
+	defer n2.Stop()
+	if err := n2.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := fetch(t, "GET", "http://"+second.Listen+"/v1/rooms", ""); status != 401 {
+		t.Errorf("once it has started: %d %s", status, body)
+	}
 }
 
 // TestCellFencesWhoDiffers: a replica whose folds come to something else is found within seconds, turns everybody away, and is

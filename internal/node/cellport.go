@@ -23,7 +23,7 @@ const (
 	cellTimeout = 15 * time.Second
 )
 
-// cellOp is what a node may ask of another. All but opDrain are carried out by the leader; others say who leads.
+// cellOp is what a node may ask of another. All but opDrain and opWho are carried out by the leader; others say who leads.
 type cellOp string
 
 const (
@@ -31,6 +31,7 @@ const (
 	opRemove   cellOp = "remove"   // forget Member
 	opTransfer cellOp = "transfer" // hand leadership to Member, "" for any voter
 	opMember   cellOp = "member"   // is Member one? not_found if it was removed
+	opWho      cellOp = "who"      // which member the node asked is
 	opDrain    cellOp = "drain"    // the node asked leaves: its connections move, its leadership too
 )
 
@@ -46,6 +47,7 @@ type cellReply struct {
 	Error    *cellError    `json:"error,omitempty"`
 	Redirect string        `json:"redirect,omitempty"` // the leader's peer port: ask there
 	Leader   petrel.NodeID `json:"leader,omitempty"`
+	Member   petrel.NodeID `json:"member,omitempty"` // of opWho
 	Nodes    []knownNode   `json:"nodes,omitempty"`
 }
 
@@ -107,6 +109,20 @@ func (c *cell) askAround(ctx context.Context, addr string, q cellRequest) (r cel
 	return r, errNoLeader()
 }
 
+// answersAs asks whether a member's process still runs at an address.
+func (c *cell) answersAs(ctx context.Context, addr string, m petrel.NodeID) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	r, err := c.ask(ctx, addr, cellRequest{Op: opWho})
+	return err == nil && r.Member == m
+}
+
+// twinSentence says that two processes have one member's folder.
+func twinSentence(m petrel.NodeID, addr string) string {
+	return fmt.Sprintf("another process is %s already, at %s: one of the two data folders is a copy, and two processes with one vote could lose messages. "+
+		"Stop that one first if this is the right one; to add a node, start with an empty folder and --join", m, addr)
+}
+
 func errNoLeader() *petrel.Error {
 	return petrel.Errorf(petrel.CodeNoLeader, "The cell has no leader at the moment: too few of its nodes are up, or an election is under way. Try again in a moment.").After(time.Second)
 }
@@ -143,9 +159,12 @@ func (c *cell) answer(conn net.Conn, from petrel.NodeID) {
 
 // carryOut does what was asked, or says who leads.
 func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
-	if q.Op == opDrain {
+	switch q.Op {
+	case opDrain:
 		c.drain()
 		return cellReply{}, nil
+	case opWho:
+		return cellReply{Member: c.self.Member}, nil
 	}
 	log := c.log.Load()
 	if log == nil {

@@ -16,6 +16,7 @@ type health struct {
 	ready    atomic.Bool // a Barrier has passed since the start, and the public listener is served
 	draining atomic.Bool
 	fencer   atomic.Pointer[fencer] // nil without a cell
+	cell     atomic.Pointer[cell]   // likewise
 	degraded func() string          // why writes do not work although the node runs; "" while they do
 }
 
@@ -53,12 +54,22 @@ func (h *health) answer() healthAnswer {
 		return healthAnswer{"draining", "the node is leaving; connections are told to move"}
 	}
 	if !h.ready.Load() {
-		return healthAnswer{"starting", "the log has not yet caught up with what was acknowledged before"}
+		return healthAnswer{"starting", h.waitsFor()}
 	}
 	if why := h.degraded(); why != "" {
 		return healthAnswer{"degraded", why}
 	}
 	return healthAnswer{Status: "ok"}
+}
+
+// waitsFor is what a node that starts waits for.
+func (h *health) waitsFor() string {
+	if c := h.cell.Load(); c != nil {
+		if why := c.waitsFor(); why != "" {
+			return why
+		}
+	}
+	return "its log has not yet caught up with what was acknowledged before"
 }
 
 func (h *health) serveHealth(w http.ResponseWriter, _ *http.Request) {

@@ -29,6 +29,9 @@ func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q
 			if m.Addr == q.Peer {
 				return nil // it asked twice
 			}
+			if c.answersAs(ctx, m.Addr, m.ID) {
+				return petrel.Errorf(petrel.CodeConflict, "%s", twinSentence(m.ID, m.Addr))
+			}
 			c.logger.Info("a node has moved", "member", m.ID, "was", m.Addr, "is", q.Peer)
 			if m.Voter {
 				return log.AddVoter(ctx, q.Member, q.Peer)
@@ -203,14 +206,25 @@ func (n *Node) ReplaceNode(ctx context.Context, old, with string) error {
 		if i.Member != is.ID {
 			continue
 		}
-		if !i.Alive {
-			return petrel.Errorf(petrel.CodeConflict, "%s is not alive, so it cannot take the place of %s.", with, old)
+		if !i.Alive || n.cell.drains(is.ID) {
+			return petrel.Errorf(petrel.CodeConflict, "%s is not alive, or draining, so it cannot take the place of %s.", with, old)
+		}
+		if is.Voter && was.Voter && info.Voters <= n.cfg.Voters {
+			return petrel.Errorf(petrel.CodeConflict, "%s votes already, so it takes nobody's place: the cell would go on with one node less. If that is what you want, use `petrel node remove %s`.", with, old)
 		}
 		if i.Lag > replaceLag {
 			return petrel.Errorf(petrel.CodeConflict, "%s has %d entries to catch up. Try again when `petrel node list` shows it close behind.", with, i.Lag)
 		}
 	}
 	return n.RemoveNode(ctx, string(was.ID), false)
+}
+
+// drains says whether a node is leaving.
+func (c *cell) drains(m petrel.NodeID) bool {
+	if m == c.self.Member {
+		return c.leaving != nil && c.leaving()
+	}
+	return slices.ContainsFunc(c.peers(), func(p bus.Peer) bool { return p.Node == m && p.Info.Draining })
 }
 
 // replaceLag is how far behind a node may be that takes the place of another, in entries.
@@ -287,6 +301,8 @@ func (c *cell) transfer(ctx context.Context, log raftlog.Log, st raftlog.Status,
 			return petrel.Errorf(petrel.CodeConflict, "%s has no vote, so it cannot lead.", nameOf(to))
 		case !c.alive(to):
 			return petrel.Errorf(petrel.CodeConflict, "%s is not alive, so it cannot lead.", nameOf(to))
+		case c.drains(to):
+			return petrel.Errorf(petrel.CodeConflict, "%s is draining, so it should not lead. Restart it first.", nameOf(to))
 		}
 	}
 	return log.TransferLeadership(ctx, to)
@@ -304,7 +320,7 @@ func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) stri
 			continue
 		}
 		voters++
-		if c.alive(m.ID) {
+		if c.alive(m.ID) && !c.drains(m.ID) {
 			living++
 		}
 	}
@@ -314,9 +330,31 @@ func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) stri
 	case voters == 0:
 		return "it is the only node that votes; the cell would be gone. Add a node first."
 	case living < voters/2+1:
-		return fmt.Sprintf("of the %d voters that remain only %d are alive, and %d must be for writes to go on. Bring one back, or add a node first.", voters, living, voters/2+1)
+		return fmt.Sprintf("of the %d voters that remain only %d are alive and stay, and %d must be for writes to go on. Bring one back, or add a node first.", voters, living, voters/2+1)
 	}
 	return ""
+}
+
+// waitsFor says which nodes a start waits for; "" when there is a leader, or when the log is not open yet.
+func (c *cell) waitsFor() string {
+	st := c.status()
+	if st.Leader != "" || len(st.Members) == 0 {
+		return ""
+	}
+	var silent []string
+	voters := 0
+	for _, m := range st.Members {
+		if m.Voter {
+			voters++
+		}
+		if m.Voter && !c.alive(m.ID) {
+			silent = append(silent, nameOf(m.ID)+" at "+m.Addr)
+		}
+	}
+	if len(silent) == 0 {
+		return "an election is under way"
+	}
+	return fmt.Sprintf("it needs %d of the %d nodes that vote, and has not heard of %s", voters/2+1, voters, strings.Join(silent, " and "))
 }
 
 // level is the feature level that every member can read: the lowest that was ever heard, and the first of all for one

@@ -81,6 +81,7 @@ type Node struct {
 	directory *identity.Directory
 
 	adminListener  net.Listener
+	door           *door        // answers on the public listener until people are let in
 	publicListener net.Listener // open before anything is founded: a taken address leaves the folder as it was
 	admin          *adminServer
 	public         *publicSide
@@ -119,6 +120,7 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 		if n.publicListener, err = listen(ctx, "listen", n.cfg.Listen); err != nil {
 			return nil, err
 		}
+		n.door = openDoor(n.publicListener, n.health.waitsFor)
 		if err := n.openAdmin(ctx); err != nil {
 			return nil, err
 		}
@@ -154,9 +156,11 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 		return err
 	}
 	n.cell.admin, n.cell.drain, n.cell.leaving = n.AdminAddr(), n.leave, n.health.draining.Load
+	n.cell.fail = n.fail
 	n.watch = newWatch(n.cell, n.reg)
 	n.fencer = n.newFencer()
 	n.health.fencer.Store(n.fencer)
+	n.health.cell.Store(n.cell)
 	n.watch.fail = func(err error) {
 		if n.fencer.why() == "" { // a fenced replica asked to be removed
 			n.fail(err)
@@ -303,6 +307,7 @@ func (n *Node) Stop() error {
 			errs = append(errs, n.cell.close())
 		}
 		if n.publicListener != nil && n.public == nil {
+			n.door.close()
 			errs = append(errs, n.publicListener.Close())
 		}
 		if n.admin != nil {

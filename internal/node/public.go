@@ -48,6 +48,7 @@ func (n *Node) openPublic() error {
 	n.mountDemo(p.gateway)
 	p.gateway.Handle("/", gateway.Route{Access: gateway.Public}, n.webHandler())
 	p.conns.Start()
+	n.door.close()
 	go func() {
 		defer close(p.served)
 		if err := p.gateway.Serve(p.listener); err != nil {
