@@ -156,13 +156,14 @@ func (c *nodeWaitCmd) missing(ctx context.Context) string {
 }
 
 type nodeDrainCmd struct {
-	Node string `arg:"" optional:"" help:"Name of the node; the one asked when absent."`
+	Node  string `arg:"" optional:"" help:"Name of the node; the one asked when absent."`
+	Force bool   `help:"Drain it even if too few others stay for writes to go on while it is down."`
 	target
 }
 
 func (c *nodeDrainCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
-		if err := op.DrainNode(ctx, c.Node); err != nil {
+		if err := op.DrainNode(ctx, c.Node, c.Force); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintln(con.out, "it drains: its /readyz says 503 now, and its process can be stopped or restarted; it takes traffic again after a restart")

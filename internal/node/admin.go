@@ -157,7 +157,7 @@ func operatorRoutes(op Operator) http.Handler {
 			writeAnswer(w, struct{}{}, err)
 		})
 	}
-	cell("drain", func(ctx context.Context, in nodeRequest) error { return op.DrainNode(ctx, in.Node) })
+	cell("drain", func(ctx context.Context, in nodeRequest) error { return op.DrainNode(ctx, in.Node, in.Force) })
 	cell("remove", func(ctx context.Context, in nodeRequest) error { return op.RemoveNode(ctx, in.Node, in.Force) })
 	cell("replace", func(ctx context.Context, in nodeRequest) error { return op.ReplaceNode(ctx, in.Node, in.With) })
 	cell("transfer", func(ctx context.Context, in nodeRequest) error { return op.TransferLeadership(ctx, in.Node) })

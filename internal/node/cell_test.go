@@ -192,6 +192,7 @@ func TestCellRefusals(t *testing.T) {
 	}
 	until(t, "n1 hears that n2 is gone", func() bool { return !n1.cell.alive(n2.self.Member) })
 	refused("remove one of two that are left", n1.RemoveNode(t.Context(), "n3", false), petrel.CodeConflict)
+	refused("drain one of two that are left", n1.DrainNode(t.Context(), "n3", false), petrel.CodeConflict)
 	refused("replace by one that is down", n1.ReplaceNode(t.Context(), "n3", "n2"), petrel.CodeConflict)
 	n2 = startNode(t, second)
 	until(t, "n1 hears of n2", func() bool { return n1.cell.alive(n2.self.Member) })

@@ -219,6 +219,27 @@ func (n *Node) ReplaceNode(ctx context.Context, old, with string) error {
 	return n.RemoveNode(ctx, string(was.ID), false)
 }
 
+// stopsWrites says why writes would wait while a member is down; "" when they would not, or cannot do otherwise.
+func (c *cell) stopsWrites(members []raftlog.Member, down petrel.NodeID) string {
+	voters, living, isVoter := 0, 0, false
+	for _, m := range members {
+		if !m.Voter {
+			continue
+		}
+		voters++
+		switch {
+		case m.ID == down:
+			isVoter = true
+		case c.alive(m.ID) && !c.drains(m.ID):
+			living++
+		}
+	}
+	if !isVoter || voters == 1 || living >= voters/2+1 {
+		return ""
+	}
+	return fmt.Sprintf("while it is down, %d of the %d nodes that vote would be alive and stay, and %d must be for writes to go on", living, voters, voters/2+1)
+}
+
 // drains says whether a node is leaving.
 func (c *cell) drains(m petrel.NodeID) bool {
 	if m == c.self.Member {
@@ -247,7 +268,7 @@ func (n *Node) TransferLeadership(ctx context.Context, to string) error {
 }
 
 // DrainNode implements Operator.
-func (n *Node) DrainNode(ctx context.Context, name string) error {
+func (n *Node) DrainNode(ctx context.Context, name string, force bool) error {
 	if n.cell == nil {
 		if name != "" && name != n.cfg.Name {
 			return n.inCell()
@@ -259,8 +280,8 @@ func (n *Node) DrainNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if why := n.cell.losesQuorum(n.cell.status().Members, m.ID); why != "" && n.cell.losesQuorum(n.cell.status().Members, "") == "" && len(n.cell.status().Members) > 1 {
-		n.logger.Warn("a node drains although writes will wait once it stops", "member", m.ID, "why", why)
+	if why := n.cell.stopsWrites(n.cell.status().Members, m.ID); why != "" && !force {
+		return petrel.Errorf(petrel.CodeConflict, "%s cannot be drained now: %s. With --force it drains all the same.", nameOf(m.ID), why)
 	}
 	if m.ID == n.self.Member {
 		n.leave()

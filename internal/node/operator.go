@@ -61,8 +61,9 @@ type Operator interface {
 
 	// Cell shows the nodes. A node that runs alone shows itself.
 	Cell(ctx context.Context) (CellInfo, error)
-	// DrainNode makes a node hand over its connections and its leadership; it does not wait for that. "" is the node asked.
-	DrainNode(ctx context.Context, name string) error
+	// DrainNode makes a node hand over its connections and its leadership; it does not wait for that. "" is the node asked. It
+	// refuses when too few voters would stay, unless force.
+	DrainNode(ctx context.Context, name string, force bool) error
 	// RemoveNode forgets a node. It refuses what would leave too few voters alive, unless force.
 	RemoveNode(ctx context.Context, name string, force bool) error
 	// ReplaceNode removes old once with is there and has caught up.
@@ -157,8 +158,8 @@ func (r *Remote) Cell(ctx context.Context) (CellInfo, error) {
 }
 
 // DrainNode implements Operator.
-func (r *Remote) DrainNode(ctx context.Context, name string) error {
-	return r.cell(ctx, "drain", nodeRequest{Node: name})
+func (r *Remote) DrainNode(ctx context.Context, name string, force bool) error {
+	return r.cell(ctx, "drain", nodeRequest{Node: name, Force: force})
 }
 
 // RemoveNode implements Operator.

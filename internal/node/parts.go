@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/chat"
@@ -69,6 +70,9 @@ func (n *Node) gate(_ *projection.Reader, a petrel.Actor) error {
 	}
 	if n.watch.stale() > refuseAfter {
 		return errNoLeader()
+	}
+	if n.watch.diskFull() { // the leader would take it, and this node could not show it
+		return petrel.Errorf(petrel.CodeDiskFull, "The disk of this node is full: it takes no writes until there is room. Another node of the cell may; reads go on.").After(5 * time.Second)
 	}
 	return n.directory.Gate(a.App)
 }

@@ -34,7 +34,13 @@ type watch struct {
 	index   func() uint64
 	leaving func() bool
 	fail    func(error)
-	apart   atomic.Int64 // nanoseconds out of touch with the leader, 0 below staleAfter
+	looked  atomic.Int64 // when look was last done, nanoseconds since the node began
+	full    atomic.Bool  // this node's disk is
+	// What look alone uses.
+	commits [staleAfter / contactEvery]uint64 // what was known to be committed at the last looks
+	at      int                               // the oldest of them
+	since   time.Time                         // since when this node is behind
+	apart   atomic.Int64                      // nanoseconds out of touch with the leader, 0 below staleAfter
 
 	follow  *prometheus.HistogramVec
 	lag     *prometheus.GaugeVec
@@ -69,7 +75,13 @@ func (w *watch) stale() time.Duration {
 	if w == nil {
 		return 0
 	}
-	return time.Duration(w.apart.Load())
+	apart := time.Duration(w.apart.Load())
+	if at := w.looked.Load(); at != 0 { // a process that stood still finds out by this that it did
+		if unlooked := time.Since(w.cell.began) - time.Duration(at); unlooked > staleAfter {
+			apart = max(apart, unlooked)
+		}
+	}
+	return apart
 }
 
 // start begins to watch, once the bus runs and the log is open; it ends with the cell.
@@ -94,18 +106,41 @@ func every(ctx context.Context, d time.Duration, do func(context.Context)) {
 	}
 }
 
-// look asks the log for its contact with the leader; a node that leaves does not lead.
+// look asks the log for its contact with the leader, and how far behind it this node is; a node that leaves does not lead.
 func (w *watch) look(ctx context.Context) {
 	log := w.cell.log.Load()
 	apart := min((*log).Stats().LastContact, time.Since(w.cell.began)) // one that has just started has not been apart for an hour
+	st := (*log).Status()
+	apart = max(apart, w.behind(st.AppliedMark, st.CommitMark, time.Now()))
 	if apart < staleAfter {
 		apart = 0
 	}
 	w.apart.Store(int64(apart))
+	w.full.Store(st.DiskFull)
+	w.looked.Store(int64(time.Since(w.cell.began))) // not a time of day: clocks jump
 	if w.leaving() {
 		w.cell.handOver(ctx)
 	}
 }
+
+// behind is for how long this node has not applied what it knew to be committed: its disk is full, or it is too slow. 0
+// below staleAfter.
+func (w *watch) behind(applied, committed uint64, now time.Time) time.Duration {
+	was := w.commits[w.at]
+	w.commits[w.at] = committed
+	w.at = (w.at + 1) % len(w.commits)
+	switch {
+	case applied >= was:
+		w.since = time.Time{}
+		return 0
+	case w.since.IsZero():
+		w.since = now.Add(-staleAfter)
+	}
+	return now.Sub(w.since)
+}
+
+// diskFull says that this node could not apply what it writes.
+func (w *watch) diskFull() bool { return w != nil && w.full.Load() }
 
 // still asks the leader, wherever it is, whether this node is a member: one that was removed is told nothing by the log,
 // and would serve what it last knew for ever.
