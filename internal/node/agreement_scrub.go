@@ -505,32 +505,34 @@ func (s *scrub) differ(ctx context.Context, e rowEvidence, v verdict, r projecti
 // none when they do not differ any more, or cannot be asked.
 func (s *scrub) narrow(ctx context.Context, in projection.Range) (keys []string) {
 	from := projection.Cursor{Table: in.Table, After: in.After}
-	for _, rows := range []int{narrowRows, 1} {
+	for rows := narrowRows; ; {
 		answers, err := s.meet(ctx, scrubAsk{From: from, Rows: rows, Ranges: scrubRanges, Millis: 1000})
 		if err != nil {
 			return nil
 		}
-		first, found := differing(answers, in.Table)
+		first, found, end := differing(answers, in.Table)
 		switch {
-		case len(found) == 0:
-			return nil
-		case rows == 1:
+		case len(found) > 0 && rows == 1:
 			return found[:min(len(found), namedRows)]
+		case len(found) > 0:
+			from.After, rows = first, 1
+		case end == nil, projection.CompareKeys(end, from.After) <= 0, in.Upto != nil && projection.CompareKeys(end, in.Upto) >= 0:
+			return nil
+		default: // not all had the time to look that far
+			from.After = end
 		}
-		from.After = first
 	}
-	return nil
 }
 
-// differing returns the keys of the ranges that not everybody has alike, and the key before the first of them.
-func differing(answers map[petrel.NodeID]scrubAnswer, table string) (before []byte, keys []string) {
+// differing returns the keys of the ranges that not everybody has alike, the key before the first of them, and the key up
+// to which all have looked; nil: to the end of the table.
+func differing(answers map[petrel.NodeID]scrubAnswer, table string) (before []byte, keys []string, end []byte) {
 	has := map[string]int{}
 	type place struct {
 		key string // of the range
 		projection.Range
 	}
 	var places []place
-	var end []byte // how far all have looked; nil: to the end of the table
 	for _, r := range answers {
 		for i, g := range r.Ranges {
 			if g.Table != table {
@@ -549,7 +551,7 @@ func differing(answers map[petrel.NodeID]scrubAnswer, table string) (before []by
 		return has[p.key] == len(answers) || p.Rows == 0 || end != nil && projection.CompareKeys(p.After, end) >= 0
 	})
 	if len(places) == 0 {
-		return nil, nil
+		return nil, nil, end
 	}
 	slices.SortStableFunc(places, func(a, b place) int { return projection.CompareKeys(a.After, b.After) })
 	for _, p := range places {
@@ -560,7 +562,7 @@ func differing(answers map[petrel.NodeID]scrubAnswer, table string) (before []by
 	if keys == nil {
 		keys = []string{"behind " + projection.KeyText(places[0].After)}
 	}
-	return places[0].After, keys
+	return places[0].After, keys, end
 }
 
 func names(nodes []petrel.NodeID) string {

@@ -258,6 +258,6 @@ func differingRows(ctx context.Context, a, b *projection.Snapshot, in projection
 		}
 		answers[name] = scrubAnswer{Ranges: ranges}
 	}
-	_, keys := differing(answers, in.Table)
+	_, keys, _ := differing(answers, in.Table)
 	return slices.Clip(keys[:min(len(keys), namedRows)]), nil
 }
