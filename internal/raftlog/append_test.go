@@ -349,6 +349,7 @@ func TestSnapshotDue(t *testing.T) {
 		}
 		return errors.New("no snapshot yet")
 	})
+	until(t, func() error { return l.Barrier(t.Context()) }) // an append is answered before it is folded
 	want := app.Payloads()
 	shut(t, l)
 
