@@ -341,7 +341,7 @@ func diskFaults() []Fault {
 			i := n.victim(ctx)
 			ballast := filepath.Join(n.fleet.Folder(i), "ballast")
 			err := fillDisk(ballast)
-			return "of " + n.name(i), func() error { return os.Remove(ballast) }, err
+			return "of " + n.name(i), func() error { return os.RemoveAll(ballast) }, err // it may have come twice
 		}},
 		{Name: "wiped disk", Weight: 3, Destructive: true, Longest: time.Second, Do: func(ctx context.Context, n *Nemesis) (string, func() error, error) {
 			i := n.victim(ctx)
