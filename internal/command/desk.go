@@ -213,6 +213,8 @@ func (d *Desk) do(ctx context.Context, actor petrel.Actor, meta Meta, cmd Comman
 			if conflicts++; conflicts > 1 && !sleep(ctx, d.opt.Jitter(min(firstPause<<conflicts, maxPause))) {
 				return Result{}, petrel.Errorf(petrel.CodeTimeout, "The deadline passed while what the command rests on kept changing; nothing was written.").After(retrySoon)
 			}
+		case petrel.CodeOf(err) == petrel.CodeUnknownOutcome: // even if it wraps ErrNotAppended, as that of a barrier that did not pass
+			return Result{}, err
 		case errors.Is(err, petrel.ErrStopped):
 			return Result{}, err
 		case errors.Is(err, petrel.ErrNotAppended):

@@ -240,16 +240,24 @@ func TestOutcomes(t *testing.T) {
 
 func TestUnknownWhenTheDeadlinePasses(t *testing.T) {
 	t.Parallel()
-	h, desk := newHouse(t, storedLater)
-	ctx, cancel := context.WithCancel(t.Context())
-	h.barrier = func(ctx context.Context) error { cancel(); <-ctx.Done(); return ctx.Err() }
-	_, err := desk.Do(ctx, alice, command.Meta{}, count{})
-	var e *petrel.Error
-	if !errors.As(err, &e) || e.Code != petrel.CodeUnknownOutcome || e.RetryAfter <= 0 {
-		t.Fatalf("got %v, want unknown_outcome with a time to come back", err)
-	}
-	if h.release(); h.count() != 1 {
-		t.Error("the entry came late and was not counted")
+	for name, why := range map[string]error{
+		"in the middle of a barrier": context.Canceled,
+		"without a leader":           petrel.ErrNotAppended, // the barrier was not: that says nothing of the entry
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, desk := newHouse(t, storedLater)
+			ctx, cancel := context.WithCancel(t.Context())
+			h.barrier = func(ctx context.Context) error { cancel(); <-ctx.Done(); return fmt.Errorf("barrier: %w", why) }
+			_, err := desk.Do(ctx, alice, command.Meta{}, count{})
+			var e *petrel.Error
+			if !errors.As(err, &e) || e.Code != petrel.CodeUnknownOutcome || e.RetryAfter <= 0 {
+				t.Fatalf("got %v, want unknown_outcome with a time to come back", err)
+			}
+			if h.release(); h.count() != 1 {
+				t.Error("the entry came late and was not counted")
+			}
+		})
 	}
 }
 
