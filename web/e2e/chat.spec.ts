@@ -289,6 +289,7 @@ function scrollAndMeasure(page: Page, to: "top" | "bottom"): Promise<number | un
 }
 
 test("1,000 messages scroll without jumps, up and down, each once and in order, and few in the page", async ({ enter, demo }) => {
+  test.setTimeout(600_000); // a thousand posts, one after the other: a slow machine is no fault
   const ada = await enter("Ada");
   const bruno = await demo.demoToken("Bruno");
   const room = await demo.room(ada.token, "Long");
