@@ -53,7 +53,11 @@ func (t target) remote(addr string, owner node.Owner) (node.Operator, node.Owner
 	return r, owner, func() error { r.Close(); return nil }, nil
 }
 
-// do opens the installation, asks, and closes it again.
+// electionPatience is how long a command waits for a leader: longer than any election, and not for ever.
+const electionPatience = 20 * time.Second
+
+// do opens the installation, asks, and closes it again. It asks again while the cell is without a leader: nothing was
+// done then, and an election takes a second or two.
 func (t target) do(con *console, ask func(ctx context.Context, op node.Operator) error) error {
 	op, _, closeIt, err := t.open(con)
 	if err != nil {
@@ -61,7 +65,23 @@ func (t target) do(con *console, ask func(ctx context.Context, op node.Operator)
 	}
 	ctx, cancel := context.WithTimeout(con.ctx, time.Minute)
 	defer cancel()
-	return errors.Join(ask(ctx, op), closeIt())
+	return errors.Join(askPatiently(ctx, op, ask), closeIt())
+}
+
+func askPatiently(ctx context.Context, op node.Operator, ask func(ctx context.Context, op node.Operator) error) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		err := ask(ctx, op)
+		if petrel.CodeOf(err) != petrel.CodeNoLeader || time.Since(began) > electionPatience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
 }
 
 type appCmd struct {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/node"
-	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 type nodeCmd struct {
@@ -197,19 +196,5 @@ type nodeTransferCmd struct {
 }
 
 func (c *nodeTransferCmd) Run(con *console) error {
-	return c.do(con, func(ctx context.Context, op node.Operator) error {
-		tick := time.NewTicker(200 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			err := op.TransferLeadership(ctx, c.Node)
-			if petrel.CodeOf(err) != petrel.CodeNoLeader { // else an election is under way
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return err
-			case <-tick.C:
-			}
-		}
-	})
+	return c.do(con, func(ctx context.Context, op node.Operator) error { return op.TransferLeadership(ctx, c.Node) })
 }
