@@ -286,13 +286,13 @@ func (b *Bus) Start() error {
 		}
 		b.metrics.register(b.opt.Registerer)
 		b.running.Store(true)
-		b.sender.Go(b.send)
 		b.workers.Go(b.deliver)
-		b.workers.Go(b.watch)
 		b.workers.Go(b.peers.notify)
 		if err := b.wire.start(socket{node: b.opt.Node, receive: b.receive, dropped: b.metrics.dropped}); err != nil {
 			b.startErr = fmt.Errorf("bus: start the wire: %w", err)
 		}
+		b.sender.Go(b.send) // not before there is a wire: the first heartbeat would be lost
+		b.workers.Go(b.watch)
 	})
 	return b.startErr
 }

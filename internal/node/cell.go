@@ -47,6 +47,8 @@ type cell struct {
 	leaving func() bool
 	fail    func(error)
 
+	readable atomic.Int32 // the feature level that every member can read
+
 	handing sync.Mutex // held while leadership is handed over
 
 	mu    sync.Mutex // guards known
@@ -60,6 +62,7 @@ type cell struct {
 func openCell(ctx context.Context, cfg *Config, self membership, logger *slog.Logger, reg prometheus.Registerer) (c *cell, err error) {
 	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	c.readable.Store(1) // until it was looked at
 	if c.secret, err = loadCellSecret(cfg.Data, cfg.CellSecretFile, self.Origin == joined); err != nil {
 		return nil, err
 	}

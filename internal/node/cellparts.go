@@ -133,6 +133,7 @@ func (n *Node) admitted(ctx context.Context, log raftlog.Log) error {
 	if err := n.cell.serve(); err != nil {
 		return err
 	}
+	n.cell.lookAtLevel()
 	n.watch.start()
 	resumed, err := n.fencer.resume()
 	if err != nil || !resumed {

@@ -20,6 +20,7 @@ func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q
 	if q.Member == "" || q.Peer == "" {
 		return petrel.Errorf(petrel.CodeInvalidField, "A node that joins names itself and its peer port.")
 	}
+	c.lookAtLevel()
 	if level := c.level(); q.Feature < level {
 		return petrel.Errorf(petrel.CodeConflict, "The cell writes what only builds of feature level %d and up can read, and this build has %d. Install a newer build.", level, q.Feature)
 	}
@@ -379,8 +380,10 @@ func (c *cell) waitsFor() string {
 }
 
 // level is the feature level that every member can read: the lowest that was ever heard, and the first of all for one
-// that was never heard of.
-func (c *cell) level() int {
+// that was never heard of. It is asked for every command, so it is looked at now and then (watch).
+func (c *cell) level() int { return int(c.readable.Load()) }
+
+func (c *cell) lookAtLevel() {
 	heard := map[petrel.NodeID]int{c.self.Member: FeatureLevel}
 	for _, k := range c.knownNodes() {
 		heard[k.Member] = k.Feature
@@ -392,7 +395,7 @@ func (c *cell) level() int {
 	for _, m := range c.status().Members {
 		level = min(level, max(1, heard[m.ID]))
 	}
-	return level
+	c.readable.Store(int32(level)) //nolint:gosec // a small number
 }
 
 // handOver gives leadership away before a stop, so that writes pause for a moment and not for an election. It

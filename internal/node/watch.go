@@ -162,6 +162,7 @@ func (w *watch) still(ctx context.Context) {
 
 // count looks at every member.
 func (w *watch) count(ctx context.Context) {
+	w.cell.lookAtLevel()
 	st := w.cell.status()
 	if !st.IsLeader { // one node's view is enough
 		w.lag.Reset()
