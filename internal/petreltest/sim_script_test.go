@@ -61,12 +61,20 @@ func (s *sim) step() {
 		}
 	case k < 80:
 		s.typing()
-	case k < 87:
+	case k < 83:
+		s.storm()
+	case k < 89:
 		s.relief()
 	default:
 		s.trouble()
 	}
 	synctest.Wait()
+	if n := pick(s, s.nodes); n.up && s.chance(5) {
+		s.kept[n.number] = n.snapshotBytes()
+	}
+	if s.chance(1) {
+		time.Sleep(12 * time.Second) // longer than a command waits
+	}
 	s.pause(pick(s, []time.Duration{time.Millisecond, 5 * time.Millisecond, 30 * time.Millisecond, 200 * time.Millisecond}))
 }
 
@@ -74,12 +82,16 @@ func (s *sim) room() petrel.RoomID { return petrel.RoomID(fmt.Sprint("r", s.rand
 
 const simRooms = 5
 
+func simKind(s *sim) event.RoomKind {
+	return pick(s, []event.RoomKind{event.RoomOpen, event.RoomOpen, event.RoomOpen, event.RoomPrivate})
+}
+
 // settle makes the rooms, and has everybody subscribe to some.
 func (s *sim) settle() {
 	for i := range simRooms {
 		c := &simCommand{number: len(s.commands) + 1, client: pick(s, s.clients), room: petrel.RoomID(fmt.Sprint("r", i))}
 		c.id = petrel.CommandID(fmt.Sprint("c", c.number))
-		c.cmd = chat.CreateRoom{ID: c.room, Kind: pick(s, []event.RoomKind{event.RoomOpen, event.RoomPrivate})}
+		c.cmd = chat.CreateRoom{ID: c.room, Kind: simKind(s), Members: []chat.Member{{User: c.client.user}, {User: pick(s, s.clients).user}}}
 		s.commands = append(s.commands, c)
 		c.send(pick(s, s.nodes), false)
 		s.pause(5 * time.Millisecond)
@@ -125,7 +137,7 @@ func (s *sim) command() *simCommand {
 	other := pick(s, s.clients).user
 	switch k := s.rand.IntN(100); {
 	case k < 5:
-		kind := pick(s, []event.RoomKind{event.RoomOpen, event.RoomOpen, event.RoomPrivate})
+		kind := simKind(s)
 		c.cmd = chat.CreateRoom{ID: c.room, Kind: kind, Name: fmt.Sprint("room ", c.number), Members: []chat.Member{{User: other}, {User: pick(s, s.clients).user, Role: event.RoleModerator}}}
 		if m := c.cmd.(chat.CreateRoom).Members; m[0].User == m[1].User {
 			c.cmd = chat.CreateRoom{ID: c.room, Kind: kind, Members: m[:1]}
@@ -180,6 +192,26 @@ func (s *sim) post() *simCommand {
 		}
 	}
 	return pick(s, posts)
+}
+
+// storm has many change the same room at one moment, by all nodes.
+func (s *sim) storm() {
+	room := s.room()
+	for range 3 + s.rand.IntN(6) {
+		n := s.server()
+		if n == nil {
+			return
+		}
+		c := &simCommand{number: len(s.commands) + 1, client: pick(s, s.clients), room: room}
+		c.id = petrel.CommandID(fmt.Sprint("c", c.number))
+		name := fmt.Sprint("storm ", c.number)
+		c.cmd = pick(s, []command.Command{
+			chat.UpdateRoom{Room: room, Name: &name}, chat.PostMessage{Room: room, Text: name}, chat.PutMember{Room: room, User: c.client.user},
+			chat.RemoveMember{Room: room, User: c.client.user},
+		})
+		s.commands = append(s.commands, c)
+		c.send(n, false)
+	}
 }
 
 // repeat sends a command again under its id, whatever became of it, or another one under the same id.
@@ -254,16 +286,14 @@ func (s *sim) trouble() {
 		n.fault = pick(s, []raftlog.Fault{raftlog.FaultNotAppended, raftlog.FaultUnknownStored, raftlog.FaultUnknownStored, raftlog.FaultUnknownLost, raftlog.FaultDiskFull})
 		s.noteLocked("%s will meet fault %d", n.id, n.fault)
 		s.mu.Unlock()
-	case k < 90:
+	case k < 91:
 		if n.up {
 			s.note("%s takes a snapshot", n.id)
 			log, ctx := n.log, n.ctx
 			s.running.Go(func() { _ = log.TakeSnapshot(ctx) })
 		}
 	case k < 95:
-		if n.up {
-			s.kept[n.number] = n.snapshotBytes()
-		}
+		s.replace(n)
 	default:
 		s.slow = pick(s, []time.Duration{0, 0, 2 * time.Millisecond, 20 * time.Millisecond})
 		s.loss = pick(s, []float64{0, 0, 0.05, 0.3})
@@ -294,6 +324,36 @@ func (s *sim) restart(n *simNode) {
 		n.restore(s.kept[n.number])
 	}
 	s.wake(n)
+}
+
+// replace makes a node that lost its disks a new member of its own name, where the others can agree on that.
+func (s *sim) replace(n *simNode) {
+	var leader *simNode
+	for _, other := range s.nodes {
+		if other != n && (!other.ready.Load() || s.cut[wireOf(n, other)]) {
+			return
+		}
+		if other != n && other.id == s.group.Leader() {
+			leader = other
+		}
+	}
+	if leader == nil {
+		return
+	}
+	if n.up {
+		n.stop(true)
+	}
+	if leader.log.Remove(leader.ctx, n.id) != nil {
+		return // parted from the third: n wakes as it was
+	}
+	s.joined++
+	s.note("%s lost its disks and joins as m%d", n.id, s.joined)
+	n.id = petrel.NodeID(fmt.Sprint("m", s.joined))
+	n.restore(nil)
+	clear(s.wires)
+	delete(s.kept, n.number)
+	s.wake(n)
+	s.must(leader.log.AddVoter(leader.ctx, n.id, string(n.id)))
 }
 
 func (s *sim) wake(n *simNode) {

@@ -132,6 +132,7 @@ type sim struct {
 	commands []*simCommand
 	tries    int
 	typed    int
+	joined   int
 	cut      map[[2]int]bool
 	wires    map[[2]int]raftlogtest.Wire
 	slow     time.Duration
