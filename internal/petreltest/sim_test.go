@@ -26,6 +26,7 @@ import (
 //
 //	go test -run 'TestSim$' ./internal/petreltest                      the usual seeds
 //	PETREL_SIM_SEEDS=2000 go test -run 'TestSim$' ./internal/petreltest  more of them
+//	PETREL_SIM_TIME=10m go test -run 'TestSim$' -timeout 0 ./internal/petreltest  as many as there is time for
 //	PETREL_SIM_SEED=17 go test -run 'TestSim$' -v ./internal/petreltest  one, with its trace
 
 // simSeeds is how many seeds are run without being asked.
@@ -41,18 +42,30 @@ func TestSim(t *testing.T) {
 	if one != "" {
 		first, seeds = atoi(t, one), 1
 	}
-	for seed := first; seed < first+seeds; seed++ {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			t.Parallel()
-			r := simulate(t, uint64(seed), "") //nolint:gosec // small
-			if one != "" {
-				t.Log("\n" + strings.Join(r.trace, "\n"))
-			}
-			for _, f := range r.findings {
-				t.Errorf("%s (again: PETREL_SIM_SEED=%d go test -run 'TestSim$' -v ./internal/petreltest)", f, seed)
-			}
-		})
+	simSome(t, first, seeds, one != "")
+	if v := os.Getenv("PETREL_SIM_TIME"); v != "" && one == "" {
+		for began, d := time.Now(), duration(t, v); time.Since(began) < d; {
+			first += seeds
+			simSome(t, first, seeds, false)
+		}
 	}
+}
+
+func simSome(t *testing.T, first, seeds int, verbose bool) {
+	t.Run(fmt.Sprintf("from %d on", first), func(t *testing.T) {
+		for seed := first; seed < first+seeds; seed++ {
+			t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+				t.Parallel()
+				r := simulate(t, uint64(seed), "") //nolint:gosec // small
+				if verbose {
+					t.Log("\n" + strings.Join(r.trace, "\n"))
+				}
+				for _, f := range r.findings {
+					t.Errorf("%s (again: PETREL_SIM_SEED=%d go test -run 'TestSim$' -v ./internal/petreltest)", f, seed)
+				}
+			})
+		}
+	})
 }
 
 // TestSimRepeats: a seed makes the same run again, to the nanosecond.
@@ -114,6 +127,15 @@ func atoi(t *testing.T, v string) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+func duration(t *testing.T, v string) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // sim is one run. The script's own fields are those of the bubble's main goroutine.
