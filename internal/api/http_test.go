@@ -243,8 +243,9 @@ func TestFollowersWait(t *testing.T) {
 
 func TestPositions(t *testing.T) {
 	t.Parallel()
+	// What must come in time has all the time of a test; what must not come is waited for a moment.
 	s := newStack(t, func(o *Options, g *gateway.Options, _ *conn.Options) {
-		o.Alone, g.RequestTimeout = func() bool { return true }, 200*time.Millisecond
+		o.Alone, o.PositionWait, g.RequestTimeout = func() bool { return true }, 50*time.Millisecond, patience
 	})
 	s.room("ann", `{"id":"r","kind":"open"}`)
 	w := s.ask("POST", "/v1/rooms/r/messages", `{"text":"x"}`, s.as("ann"))
@@ -275,6 +276,16 @@ func TestPositions(t *testing.T) {
 			t.Errorf("a command %s: %d %s", name, status, code)
 		}
 	}
+}
+
+// TestPositionsToCome: who is ahead of this node waits for it, and is answered from there.
+func TestPositionsToCome(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, func(o *Options, g *gateway.Options, _ *conn.Options) {
+		o.Alone, o.PositionWait, g.RequestTimeout = func() bool { return true }, patience, patience
+	})
+	s.room("ann", `{"id":"r","kind":"open"}`)
+	p := s.store.Applied()
 	next := petrel.Position{Epoch: p.Epoch, Index: p.Index + 1}.String()
 	done := make(chan reply, 1)
 	go func() {

@@ -119,11 +119,11 @@ func newStack(t testing.TB, change func(*Options, *gateway.Options, *conn.Option
 	s.found(ctx, pipeline)
 	must(directory.Load(ctx, s.store))
 	s.loop.OnRestore(s.hub.OnRestore)
-	s.desk = command.New(command.Options{Projection: s.store, Committer: pipeline, Waiting: s.loop, Settler: log, Gate: identity.Gate})
+	s.desk = command.New(command.Options{Projection: s.store, Committer: pipeline, Waiting: s.loop, Settler: log, Gate: identity.Gate, MaxWait: patience})
 	s.hub.Start()
 
-	var o Options
-	door, co := gateway.Options{}, conn.Options{}
+	o := Options{CommandTimeout: patience} // a slow machine is no fault
+	door, co := gateway.Options{RequestTimeout: patience}, conn.Options{}
 	if change != nil {
 		change(&o, &door, &co)
 	}
