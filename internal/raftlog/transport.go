@@ -282,14 +282,21 @@ func (t transport) AppendEntries(id raft.ServerID, addr raft.ServerAddress, q *r
 	return t.NetworkTransport.AppendEntries(id, target(id, addr), q, a)
 }
 
-// RequestVote implements raft.Transport.
+// RequestVote implements raft.Transport. A voter refuses candidates that its own configuration does not name. But one that
+// was away while the members changed does not know those who came meanwhile, and without its vote they may never
+// elect anybody: so a candidate does not give its name. That the voter's log is not ahead is what makes the vote
+// safe, and that it hears of no leader is what keeps members that were removed from disturbing.
 func (t transport) RequestVote(id raft.ServerID, addr raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
-	return t.NetworkTransport.RequestVote(id, target(id, addr), q, a)
+	nameless := *q
+	nameless.ID = nil // as from the versions of raft that knew no names
+	return t.NetworkTransport.RequestVote(id, target(id, addr), &nameless, a)
 }
 
-// RequestPreVote implements raft.WithPreVote.
+// RequestPreVote implements raft.WithPreVote. See RequestVote; here a name must be given, and everyone knows his own.
 func (t transport) RequestPreVote(id raft.ServerID, addr raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
-	return t.NetworkTransport.RequestPreVote(id, target(id, addr), q, a)
+	masked := *q
+	masked.ID = []byte(id)
+	return t.NetworkTransport.RequestPreVote(id, target(id, addr), &masked, a)
 }
 
 // InstallSnapshot implements raft.Transport.

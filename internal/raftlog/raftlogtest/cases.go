@@ -551,3 +551,29 @@ func stats(t *testing.T, c *cell) {
 		t.Error("a closed log calls itself alive")
 	}
 }
+
+// awayMeanwhile: one member is away while another is replaced. It and the new one are a majority of what is left
+// when the leader goes, though it has never heard of the new one.
+func awayMeanwhile(t *testing.T, c *cell) {
+	c.append(0, "a")
+	away := c.follower()
+	c.stop(away)
+	fresh := len(c.logs)
+	c.logs, c.apps = append(c.logs, nil), append(c.apps, NewRecorder())
+	c.sys.Heal(fresh)
+	c.open(fresh)
+	name := c.sys.Name(fresh)
+	c.retry(func() error { return c.logs[c.leader()].AddVoter(c.ctx, name, string(name)) })
+	gone := (away + 1) % fresh
+	if gone == c.leader() {
+		gone = (away + 2) % fresh
+	}
+	c.retry(func() error { return c.logs[c.leader()].Remove(c.ctx, c.sys.Name(gone)) })
+	c.append(fresh, "b")
+	for i := range fresh {
+		c.stop(i)
+	}
+	c.open(away)
+	c.append(away, "c")
+	c.want("a", "b", "c")
+}

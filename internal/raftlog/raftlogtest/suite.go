@@ -58,6 +58,7 @@ func Run(t *testing.T, make func(t *testing.T) System) {
 		{"leadership moves on request", 3, transfer},
 		{"member removed", 3, removed},
 		{"member restarted, wiped and replaced", 3, replaced},
+		{"member away while another is replaced", 3, awayMeanwhile},
 		{"what a member says of itself", 1, stats},
 	}
 	for _, tc := range cases {
