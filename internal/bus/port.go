@@ -200,7 +200,7 @@ func (p *Port) refused(from net.Addr, err error) {
 	}
 	p.mu.Unlock()
 	if due {
-		p.logger.Warn("streams to the port between nodes were refused", "since the last line", n, "the last from", from.String(), "because", err)
+		p.logger.Warn("streams to the port between nodes were refused", "count", n, "last_from", from.String(), "error", err)
 	}
 }
 
