@@ -453,6 +453,31 @@ func (s *sim) settled(t *simTry, ctx context.Context, res command.Result, err er
 	if at := t.node.store.Applied().Index; at < res.Position.Index {
 		s.found("answered before it was applied", "try %d: %s is at %d, the answer says %d", t.number, t.node.id, at, res.Position.Index)
 	}
+	if post, ok := res.Answer.(chat.Message); ok {
+		s.readsElsewhere(t, post, res.Position.Index)
+	}
+}
+
+// readsElsewhere: who brings the position of its write to another node reads it there.
+func (s *sim) readsElsewhere(t *simTry, post chat.Message, index uint64) {
+	n := s.nodes[(t.node.number+1)%len(s.nodes)]
+	if !n.ready.Load() {
+		return
+	}
+	store := n.store // of this life
+	ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
+	defer cancel()
+	if s.bug != bugPosition && n.loop.WaitApplied(ctx, index) != nil {
+		return // it lags, or goes away
+	}
+	err := store.View(ctx, func(r *projection.Reader) error {
+		_, err := chat.GetMessage(r, petrel.Actor{Kind: petrel.ActorApp, App: simApp}, post.Room, post.ID)
+		return err
+	})
+	switch petrel.CodeOf(err) {
+	case petrel.CodeMessageNotFound, petrel.CodeRoomNotFound:
+		s.found("written and not read", "try %d was answered %d by %s, %s says: %v", t.number, index, t.node.id, n.id, err)
+	}
 }
 
 func (s *sim) answered(t *simTry, res command.Result, err error) {

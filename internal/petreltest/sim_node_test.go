@@ -113,7 +113,7 @@ func (n *simNode) start() {
 	n.bus.OnChange(func(peers []bus.Peer) {
 		var alive []hub.Peer
 		for _, p := range peers {
-			if p.Alive {
+			if p.Alive || n.s.bug == bugPresence {
 				alive = append(alive, hub.Peer{Node: p.Node, Incarnation: p.Incarnation})
 			}
 		}

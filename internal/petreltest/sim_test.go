@@ -94,6 +94,8 @@ const (
 	bugFold        = "a fold differs on one node"
 	bugAnswer      = "an answer comes before the commit"
 	bugResume      = "a resume hides a gap"
+	bugPresence    = "a dead node's users stay"
+	bugPosition    = "a position is not waited for"
 )
 
 // TestSimFindsBugs: with a bug the simulation finds something, and gives it its name.
@@ -104,6 +106,8 @@ func TestSimFindsBugs(t *testing.T) {
 		bugFold:        "replicas differ",
 		bugAnswer:      "acknowledged and lost",
 		bugResume:      "silent gap",
+		bugPresence:    "presence differs",
+		bugPosition:    "written and not read",
 	} {
 		t.Run(bug, func(t *testing.T) {
 			t.Parallel()
