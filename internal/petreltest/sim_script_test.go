@@ -206,7 +206,9 @@ func (s *sim) storm() {
 		c.id = petrel.CommandID(fmt.Sprint("c", c.number))
 		name := fmt.Sprint("storm ", c.number)
 		c.cmd = pick(s, []command.Command{
-			chat.UpdateRoom{Room: room, Name: &name}, chat.PostMessage{Room: room, Text: name}, chat.PutMember{Room: room, User: c.client.user},
+			chat.UpdateRoom{Room: room, Name: &name},
+			chat.PostMessage{Room: room, Text: name},
+			chat.PutMember{Room: room, User: c.client.user},
 			chat.RemoveMember{Room: room, User: c.client.user},
 		})
 		s.commands = append(s.commands, c)
