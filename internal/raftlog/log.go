@@ -31,6 +31,8 @@
 //     leader sends nothing that it did not write, a follower folds nothing else.
 //   - A member answers only streams that name it: one that comes back without its disk has
 //     another id, and never acknowledges or votes for the one that it was.
+//   - Whoever is a voter by its own log may be elected by those whose log is not ahead, also by
+//     one that was away and has never heard of it: two of three are always enough.
 //   - What was forwarded to a leader is waited for only as long as this node hears of that
 //     leader: an append then ends in ErrUnknownOutcome, a barrier in ErrNotAppended.
 //   - An error of the Applier is final: the shard stops, Append answers ErrStopped, Status

@@ -2,6 +2,7 @@ package raftlog_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/raftlog"
@@ -188,28 +190,48 @@ func TestLeaderFindsRotInWhatItSends(t *testing.T) {
 	}
 }
 
-// A follower reads what it folds.
-func TestFollowerFindsRotInWhatItFolds(t *testing.T) {
+// A follower reads what it folds, a leader what it sends, also when it has only just been written.
+func TestRotInWhatWasJustWritten(t *testing.T) {
 	t.Parallel()
-	var bad atomic.Int32 // member whose disk forgets, plus one
-	m := newMates(t, func(i int, o *raftlog.Options) {
-		dir := o.Dir
-		o.Hook(func(op, _ string) error {
-			if op == "sync" && int(bad.Load()) == i+1 && rot(filepath.Join(dir, "wal", "*.wal"), "a record to forget") == nil {
-				bad.Store(0)
+	for _, who := range []string{"leader", "follower"} {
+		t.Run(who, func(t *testing.T) {
+			t.Parallel()
+			var bad atomic.Int32 // member whose disk forgets, plus one
+			m := newMates(t, func(i int, o *raftlog.Options) {
+				dir := o.Dir
+				o.Hook(func(op, _ string) error {
+					if op == "sync" && int(bad.Load()) == i+1 && rot(filepath.Join(dir, "wal", "*.wal"), "a record to forget") == nil {
+						bad.Store(0)
+					}
+					return nil
+				}, nil, nil)
+			})
+			lead := m.leader()
+			m.add(lead, "before")
+			m.settle()
+			harmed, other := lead, (lead+1)%3
+			if who == "follower" {
+				harmed, other = other, lead
 			}
-			return nil
-		}, nil, nil)
-	})
-	lead := m.leader()
-	follower := (lead + 1) % 3
-	bad.Store(int32(follower + 1))
-	m.add(lead, "a record to forget")
-	if err := <-m.fatal[follower]; !errors.Is(err, raftlog.ErrDamaged) {
-		t.Fatalf("OnFatal: %v", err)
+			bad.Store(int32(harmed + 1))
+			var err error
+			for err == nil {
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				_, _ = m.logs[lead].Append(ctx, [][]byte{[]byte("a record to forget")}) // again when another came to lead
+				cancel()
+				select {
+				case err = <-m.fatal[harmed]:
+				default:
+				}
+			}
+			if !errors.Is(err, raftlog.ErrDamaged) {
+				t.Fatalf("OnFatal: %v", err)
+			}
+			m.shut(harmed)
+			m.add(other, "end")
+			m.settle()
+		})
 	}
-	m.add(lead, "end")
-	m.settle()
 }
 
 // A snapshot that a follower needs has rotted since it was written: the leader notices and takes another.
