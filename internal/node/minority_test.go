@@ -33,10 +33,7 @@ func TestMinority(t *testing.T) {
 	n2 := startNode(t, second)
 	n3 := startNode(t, joining(cellConfig(t, "n3"), first, n1.cell.port.Addr()))
 	until(t, "three voters", func() bool { return voters(t, n3) == 3 })
-	app, err := n1.CreateApp(t.Context(), NewApp{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	app := createApp(t, n1)
 	res := do(t, n1, app.ID, chat.CreateRoom{ID: "r", Kind: event.RoomOpen})
 	if err := n3.shard.loop.WaitApplied(t.Context(), res.Position.Index); err != nil {
 		t.Fatal(err)

@@ -34,10 +34,7 @@ func TestRecover(t *testing.T) {
 		nodes[i] = startNode(t, cfgs[i])
 	}
 	until(t, "three voters", func() bool { return voters(t, nodes[0]) == 3 })
-	app, err := nodes[1].CreateApp(t.Context(), NewApp{Name: "kept"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	app := createApp(t, nodes[1])
 	waitApp(t, nodes[2], app.ID)
 	before := do(t, nodes[2], app.ID, chat.CreateRoom{ID: "before", Kind: event.RoomOpen})
 	ctx, logger := t.Context(), slog.New(slog.DiscardHandler)
