@@ -67,7 +67,10 @@ func StartCell(tb testing.TB, o CellOptions) *Cell {
 		c.nodes = append(c.nodes, &cellNode{name: name, dir: filepath.Join(c.root, name), logs: &logBuffer{}})
 	}
 	for i := range c.nodes {
-		if err := c.Start(tb.Context(), i); err != nil {
+		ctx, cancel := context.WithTimeout(tb.Context(), Patience)
+		err := c.Start(ctx, i)
+		cancel()
+		if err != nil {
 			tb.Fatalf("start %s: %v", c.nodes[i].name, err)
 		}
 	}
