@@ -31,6 +31,7 @@ var goldenStories = [][]string{
 		"room_created", "room_updated", "member_updated", "message_posted", "message_edited", "message_deleted",
 		"member_removed", "member_added", "room_deleted",
 	},
+	{"shard_founded", "shard_founded_after"},
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
 }
 

@@ -244,7 +244,9 @@ func (s *Server) status(ctx context.Context, path string) int {
 
 // Kill ends the process group with SIGKILL and waits.
 func (s *Server) Kill() {
-	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+	if !s.Exited() { // else the number may be somebody else's by now
+		_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+	}
 	<-s.exited
 }
 
