@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -65,7 +66,7 @@ const (
 
 // options of a projection that lies there and holds notes.
 func options(at Place, change ...func(*projection.Options)) projection.Options {
-	o := projection.Options{Modules: []projection.Module{Notes()}}
+	o := projection.Options{Modules: []projection.Module{Notes()}, Budget: projection.Budget{Time: time.Minute}} // a slow disk is no failure
 	at(&o)
 	for _, c := range change {
 		c(&o)
