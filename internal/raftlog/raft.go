@@ -136,8 +136,11 @@ func (l *raftLog) transport() raft.Transport {
 		_, t := raft.NewInmemTransport(raft.ServerAddress(l.o.Node))
 		return t
 	}
+	// One request at a time for each follower: raft's pipeline can stand still for ever after an answer that is no
+	// success, while heartbeats go on, so that the follower is given nothing more and nobody notices
+	// (hashicorp/raft issue 612). With one batch in flight there is nothing to gain from it.
 	return transport{patience: l.o.Heartbeat, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: l.mux.raft, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLog(l.log),
+		Stream: l.mux.raft, MaxPool: 3, MaxRPCsInFlight: 1, Timeout: 10 * time.Second, Logger: newHCLog(l.log),
 	})}
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -71,32 +70,13 @@ func (s *store) LastIndex() (uint64, error) { return s.wal.LastIndex() }
 
 // GetLog implements raft.LogStore. raft panics or retries for ever on an error that it
 // does not know, so a damaged record stops the shard and ends the goroutine that asked.
-// Only replication gets the error: it would leave a goroutine behind that Shutdown waits for.
 func (s *store) GetLog(index uint64, l *raft.Log) error {
 	err := s.read(index, l)
 	if err == nil || err == raft.ErrLogNotFound || !s.serving.Load() { //nolint:errorlint // raft compares so
 		return err
 	}
-	err = fmt.Errorf("read record %d of the log: %w", index, err)
-	if calledFrom("setupAppendEntries") {
-		s.halt(err)
-		return err
-	}
-	s.die(err)
+	s.die(fmt.Errorf("read record %d of the log: %w", index, err))
 	return err
-}
-
-// calledFrom says whether a method of that name is among the callers.
-func calledFrom(method string) bool {
-	pcs := make([]uintptr, 32)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
-	for more := true; more; {
-		var f runtime.Frame
-		if f, more = frames.Next(); strings.HasSuffix(f.Function, ")."+method) {
-			return true
-		}
-	}
-	return false
 }
 
 // damage marks an error of reading what was once written, unless it is the environment's.
