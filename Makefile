@@ -18,7 +18,7 @@ BENCH     ?= .
 COUNT     ?= 10
 BASE      ?=
 # Test binaries of all packages at once; nothing takes longer than this without being stuck.
-GOTIMEOUT ?= 10m
+GOTIMEOUT ?= 25m
 STARTED   := $(shell date +%s)
 
 # The parts of the tree that are there. A step exists when its folder does; what is run, and
@@ -59,7 +59,7 @@ check-lint:
 check-arch:
 	@$(STEP) 'architecture test' go test -short ./internal
 check-short:
-	@$(STEP) 'short tests' go test -short -timeout 5m ./...
+	@$(STEP) 'short tests' go test -short -timeout 15m ./...
 
 .PHONY: fmt
 fmt: ## put every Go file into the house's format
