@@ -87,6 +87,10 @@ const mtu = 9000
 // NeedNet skips a test where no Net can be made; with REQUIRE_NETNS=1 it fails.
 func NeedNet(tb testing.TB) {
 	tb.Helper()
+	if os.Getenv("REQUIRE_NETNS") != "1" && os.Getenv("PETREL_TORTURE") == "" {
+		// A thread that was in another namespace can come back to other tests of the process: see docs/NEXT.md.
+		tb.Skip("NOT TESTED: faults between machines run when they are asked for: make torture, or REQUIRE_NETNS=1")
+	}
 	why := ""
 	if os.Geteuid() != 0 {
 		why = "not root"
