@@ -187,7 +187,7 @@ func (st *stream) OnOpen(c *conn.Conn) {
 			continue
 		}
 		sub, err := st.s.opt.Hub.Subscribe(hub.Request{
-			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Wire: wireEvents, After: b.after, Durable: !st.presence, Presence: st.presence,
+			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Member: memberOf(st.cred.Actor), Wire: wireEvents, After: b.after, Durable: !st.presence, Presence: st.presence,
 			Resync: func(_ *hub.Subscription, reason string, head uint64) { st.resync(b.room, reason, head) },
 			Ended: func(_ *hub.Subscription, err error) {
 				p := gateway.NewProblem(err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
@@ -47,4 +48,12 @@ func (s *server) registerPresence(api huma.API) {
 		}
 		return out, nil
 	})
+}
+
+// memberOf is who is there by an actor's subscription: the app's own backend is nobody.
+func memberOf(a petrel.Actor) *hub.Member {
+	if a.User == "" {
+		return nil
+	}
+	return &hub.Member{ID: a.User}
 }

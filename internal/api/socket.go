@@ -392,7 +392,7 @@ func (c *session) join(f frame, after uint64, ok string) error {
 	}
 	room := f.room
 	sub, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Actor: c.cred.Actor, Wire: wireSocket, After: after, Presence: f.presence,
+		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Actor: c.cred.Actor, Member: memberOf(c.cred.Actor), Wire: wireSocket, After: after, Presence: f.presence,
 		Admitted: func() { c.send("%s", ok) },
 		Resync: func(s *hub.Subscription, reason string, head uint64) {
 			c.left(room, s)

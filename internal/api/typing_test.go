@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -30,6 +31,10 @@ func (cable) Bucket(ch petrel.Channel) hub.Bucket { return hub.Bucket(bus.Bucket
 func (c cable) Publish(b hub.Bucket, p []byte) error { return c.Bus.Publish(bus.Bucket(b), 1, p) }
 
 func (c cable) Listen(b hub.Bucket) (func(), error) { return c.Bus.Listen(bus.Bucket(b)) }
+
+func (c cable) Ask(ctx context.Context, node petrel.NodeID, p []byte) ([]byte, error) {
+	return c.Request(ctx, node, 1, p)
+}
 
 // newPair starts two stacks whose hubs are joined by a bus in memory. Each has a log of its own: what is durable is made on both.
 func newPair(t *testing.T, change func(*Options, *gateway.Options, *conn.Options)) [2]*stack {

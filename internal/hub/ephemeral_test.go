@@ -36,6 +36,10 @@ func (c *cable) Publish(b Bucket, payload []byte) error {
 
 func (c *cable) Listen(b Bucket) (func(), error) { return c.Bus.Listen(bus.Bucket(b)) }
 
+func (c *cable) Ask(ctx context.Context, node petrel.NodeID, payload []byte) ([]byte, error) {
+	return c.Request(ctx, node, 1, payload)
+}
+
 // cellNode is one node of a cell in memory: a hub and a bus.
 type cellNode struct {
 	*Hub
@@ -72,6 +76,7 @@ func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation u
 	empty := func(context.Context, Want) (Page, error) { return Page{}, nil }
 	h := New(Options{Encoders: []func(*petrel.Publication) []byte{wordsAnd}, Rosters: []func(*Roster) []byte{roll}, History: empty})
 	b.Handle(1, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
+	b.Serve(1, h.Answer)
 	b.OnChange(func(all []bus.Peer) {
 		var alive []Peer
 		for _, p := range all {
@@ -106,11 +111,18 @@ func startCell(t testing.TB, n int) (nodes []*cellNode, net *bus.Network) {
 // join subscribes a user who wants to know who is there.
 func (n *cellNode) join(t testing.TB, e Subscriber, user petrel.UserID, presence bool) *Subscription {
 	t.Helper()
-	s, err := n.Subscribe(Request{Channel: channelOf(0), Subscriber: e, Actor: petrel.Actor{App: "app", User: user}, Presence: presence})
+	s, err := n.Subscribe(Request{Channel: channelOf(0), Subscriber: e, Member: who(user), Presence: presence})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func who(user petrel.UserID) *Member {
+	if user == "" {
+		return nil
+	}
+	return &Member{ID: user}
 }
 
 func whisper(kind string) *petrel.Publication {
@@ -220,7 +232,7 @@ func FuzzReceive(f *testing.F) {
 		h := New(Options{Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, History: (&tale{}).page})
 		h.Join(deaf{})
 		h.Peers([]Peer{{"b", 1}})
-		s, _ := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}, Presence: true, Actor: petrel.Actor{User: "me"}})
+		s, _ := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}, Presence: true, Member: who("me")})
 		h.Receive("b", 1, in)
 		h.pass(time.Now(), true)
 		h.Receive("b", 1, in)
@@ -236,3 +248,7 @@ func (deaf) Node() petrel.NodeID           { return "a" }
 func (deaf) Bucket(petrel.Channel) Bucket  { return 1 }
 func (deaf) Publish(Bucket, []byte) error  { return nil }
 func (deaf) Listen(Bucket) (func(), error) { return func() {}, nil }
+
+func (deaf) Ask(context.Context, petrel.NodeID, []byte) ([]byte, error) {
+	return nil, errors.New("nobody is there")
+}

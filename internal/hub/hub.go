@@ -97,6 +97,13 @@ type Options struct {
 	Encoders []func(p *petrel.Publication) []byte
 	// Rosters turn a list of who is there into a frame, one per wire. Needed for wires whose subscriptions ask for it.
 	Rosters []func(r *Roster) []byte
+	// Deltas turn one arrival or departure on an exact channel into a frame, one per wire. Needed where its members are followed.
+	Deltas []func(d *Delta) []byte
+	// Last keeps the last publication of channels that have one for who comes later. It is called under locks: it must not block. nil: nothing is kept.
+	Last Keeper
+	// Reported says whether the other nodes are told how many subscriptions this one has on a Pusher channel: where somebody on any node wants to
+	// know as it changes (Request.Counts, an Observer). It must not block. nil: always. After it changed, call Reconsider.
+	Reported func(ch petrel.Channel) bool
 	// History reads one page. Required.
 	History func(ctx context.Context, w Want) (Page, error)
 
@@ -189,16 +196,27 @@ type Request struct {
 	Channel    petrel.Channel
 	Subscriber Subscriber
 	Actor      petrel.Actor
-	Wire       int    // index of Options.Encoders
-	After      uint64 // the last seq the subscriber has
-	Durable    bool   // only what has a seq is wanted
-	Presence   bool   // who is there is wanted: a Roster first, then who comes and goes
+	Wire       int           // index of Options.Encoders
+	Conn       petrel.ConnID // the connection's name in the cell, for Publication.Except; empty: it has none
+	Member     *Member       // who is there by this subscription; nil: nobody
+	After      uint64        // the last seq the subscriber has. Rooms only
+	Durable    bool          // only what has a seq is wanted
+	Presence   bool          // who is there is wanted: a Roster first, then who comes and goes
+	// MaxMembers is how many users may be in the channel, over all nodes, for a new one to be let in; 0: any number. One who is there already always is.
+	// Exact channels only.
+	MaxMembers int
+	Counts     bool // changes of the number of subscriptions are wanted, as publications of TypeCount. Exact channels only
+	// Last asks for the channel's last publication (Options.Last), right after Admitted and the Roster, and before any newer one. Exact channels only.
+	Last bool
+	// Missed is called when Last is asked for and no node has any: at most once, before any publication is offered. It must not block, and runs under a lock.
+	Missed func()
 	// Admitted is called once nothing can refuse the subscription any more, before its first frame is queued: the place to queue
-	// what must come first. It runs under a lock: like Send it must not block. nil: nothing must.
+	// what must come first. It runs under a lock: like Send it must not block. nil: nothing must. On an exact channel that may be after
+	// Subscribe returned.
 	Admitted func()
 	// Resync is called when the position cannot be served; the subscription is over. It must not block.
 	Resync func(s *Subscription, reason string, head uint64)
-	// Ended is called when the right to read is gone; the subscription is over. It must not block.
+	// Ended is called when the right to read is gone, or when the subscription is refused after Subscribe returned; it is over. It must not block.
 	Ended func(s *Subscription, err error)
 }
 
@@ -242,7 +260,7 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 	}
 	// At the live edge there is nothing to read: a thousand who come back at once after a blip cost nothing.
 	// Their right to read was just checked by whoever subscribes them, and what might have changed it since is published on this channel.
-	if c.synced && c.head == r.After {
+	if r.Channel.Kind != petrel.ChannelRoom || (c.synced && c.head == r.After) {
 		s.mode = live
 	} else if !h.queue.admit(s, h.opt.MaxWaiting) {
 		h.metrics.refused.Inc()
@@ -367,7 +385,7 @@ func (h *Hub) OnRestore() {
 		for _, c := range sh.channels {
 			c.synced = false
 			for _, s := range c.subs {
-				if s.mode == live {
+				if s.mode == live && c.name.Kind == petrel.ChannelRoom {
 					h.demote(s)
 				}
 			}

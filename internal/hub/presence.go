@@ -33,7 +33,8 @@ const (
 // Roster is who is there: each user once, whatever the number of connections and nodes.
 type Roster struct {
 	Channel petrel.Channel
-	Users   []petrel.UserID // in order, at most MaxListed; nil: only the count is told
+	Users   []petrel.UserID // in order, at most MaxListed; nil: only the count is told, or Members has them
+	Members []Member        // on an exact channel: all of them, in order
 	Count   int             // always that of all
 	Partial bool            // a living node has not said yet who is on it
 }
@@ -71,10 +72,10 @@ func (h *Hub) enter(c *channel, s *Subscription) {
 		s.unlisted = s.from
 		h.mark(c)
 	}
-	user := s.to.Actor.User
-	if user == "" {
-		return // the app's own backend is nobody
+	if s.to.Member == nil {
+		return
 	}
+	user := s.to.Member.ID
 	if c.local == nil {
 		c.local = map[petrel.UserID]int{}
 	}
@@ -97,10 +98,10 @@ func (h *Hub) leave(c *channel, s *Subscription) {
 		c.view.wanted--
 		h.mark(c)
 	}
-	user := s.to.Actor.User
-	if user == "" {
+	if s.to.Member == nil {
 		return
 	}
+	user := s.to.Member.ID
 	if c.local[user]--; c.local[user] > 0 {
 		return
 	}

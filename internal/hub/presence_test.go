@@ -386,7 +386,7 @@ func (p *play) come(node int, user petrel.UserID, room int) {
 	if p.nodes[node] == nil {
 		return
 	}
-	s, err := p.nodes[node].Subscribe(Request{Channel: channelOf(room), Subscriber: &ear{}, Actor: petrel.Actor{User: user}})
+	s, err := p.nodes[node].Subscribe(Request{Channel: channelOf(room), Subscriber: &ear{}, Member: who(user)})
 	if err != nil {
 		p.t.Fatal(err)
 	}

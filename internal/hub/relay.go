@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -22,6 +23,9 @@ type Relay interface {
 	Publish(b Bucket, payload []byte) error
 	// Listen asks for a bucket's payloads until stop is called. They come to Receive.
 	Listen(b Bucket) (stop func(), err error)
+	// Ask puts a question to one node's hub (Answer) and waits for what it says, until ctx is over. Unlike the others it waits, and is
+	// called without locks.
+	Ask(ctx context.Context, node petrel.NodeID, payload []byte) ([]byte, error)
 }
 
 // Peer is another node in the life that it has now.
@@ -31,7 +35,7 @@ type Peer struct {
 }
 
 // MaxEphemeral is the largest Data of an ephemeral publication, in bytes.
-const MaxEphemeral = 16 << 10
+const MaxEphemeral = 128 << 10
 
 // ErrTooLarge is what Announce returns for data above MaxEphemeral.
 var ErrTooLarge = errors.New("hub: ephemeral publication too large")
@@ -87,7 +91,7 @@ func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err e
 	}
 	var frames [MaxWires][]byte
 	for _, s := range c.subs {
-		if s.mode == over || s.to.Durable || (except != nil && s.to.Subscriber == except) {
+		if s.mode == over || s.to.Durable || (except != nil && s.to.Subscriber == except) || (p.Except != "" && s.to.Conn == p.Except) {
 			continue
 		}
 		h.offerApart(s, p, &frames)

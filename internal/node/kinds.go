@@ -11,4 +11,5 @@ const (
 	kindDigest  bus.Kind = 3 // request: the running digest at an index (agreement.go)
 	kindScrub   bus.Kind = 4 // request: hashes of the rows at a batch's end (agreement.go)
 	kindFence   bus.Kind = 5 // request: you differ (agreement.go)
+	kindHub     bus.Kind = 6 // request: what hubs ask each other (relay.go)
 )

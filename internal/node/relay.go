@@ -1,6 +1,8 @@
 package node
 
 import (
+	"context"
+
 	"github.com/petrel-chat/petrel/internal/bus"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -20,6 +22,7 @@ func newRelay(self petrel.NodeID, b *bus.Bus) *relay { return &relay{self, b} }
 // attach joins a hub to those of the other nodes. Call it before the bus is started.
 func (r *relay) attach(h *hub.Hub) {
 	r.bus.Handle(kindEphemeral, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
+	r.bus.Serve(kindHub, h.Answer)
 	r.bus.OnChange(func(all []bus.Peer) {
 		alive := make([]hub.Peer, 0, len(all))
 		for _, p := range all {
@@ -43,6 +46,11 @@ func (r *relay) Bucket(ch petrel.Channel) hub.Bucket {
 // Publish implements hub.Relay.
 func (r *relay) Publish(b hub.Bucket, payload []byte) error {
 	return r.bus.Publish(bus.Bucket(b), kindEphemeral, payload)
+}
+
+// Ask implements hub.Relay.
+func (r *relay) Ask(ctx context.Context, node petrel.NodeID, payload []byte) ([]byte, error) {
+	return r.bus.Request(ctx, node, kindHub, payload)
 }
 
 // Listen implements hub.Relay.

@@ -57,7 +57,7 @@ func TestRelay(t *testing.T) {
 		}
 		one, two := open("n1.aaaaaa"), open("n2.bbbbbb")
 		e := &heardFrames{}
-		if _, err := one.Subscribe(hub.Request{Channel: room, Subscriber: e, Actor: petrel.Actor{App: "1", User: "ann"}}); err != nil {
+		if _, err := one.Subscribe(hub.Request{Channel: room, Subscriber: e, Member: &hub.Member{ID: "ann"}}); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(2 * time.Second)

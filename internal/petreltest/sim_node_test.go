@@ -268,6 +268,10 @@ func (r simRelay) Publish(b hub.Bucket, payload []byte) error {
 
 func (r simRelay) Listen(b hub.Bucket) (func(), error) { return r.n.bus.Listen(bus.Bucket(b)) }
 
+func (r simRelay) Ask(ctx context.Context, node petrel.NodeID, payload []byte) ([]byte, error) {
+	return r.n.bus.Request(ctx, node, simRelayKind, payload)
+}
+
 // found writes the first entry of the shard, and makes the app.
 func (n *simNode) found() {
 	e := event.Entry{

@@ -1,0 +1,66 @@
+package channel
+
+import (
+	"bytes"
+	"encoding/json"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// Member is who a subscriber of a presence channel says that they are, as the app signed it.
+type Member struct {
+	ID   petrel.UserID
+	Info []byte // user_info as compact JSON; nil: there was none
+}
+
+// ParseMember reads the channel_data of a subscription to a presence channel: {"user_id": string or number, "user_info": anything}.
+// maxInfo bounds the bytes of user_info; 0 is DefaultMaxInfo. Refusals are CodeInvalidJSON, CodeInvalidField, CodeInvalidID and CodeTooLarge.
+func ParseMember(data string, maxInfo int) (Member, error) {
+	if maxInfo <= 0 {
+		maxInfo = DefaultMaxInfo
+	}
+	var in struct {
+		UserID   json.RawMessage `json:"user_id"`
+		UserInfo json.RawMessage `json:"user_info"`
+	}
+	if err := json.Unmarshal([]byte(data), &in); err != nil {
+		return Member{}, petrel.Errorf(petrel.CodeInvalidJSON, "The channel_data is not a JSON object with a user_id.").Because(err)
+	}
+	text, err := idText(in.UserID)
+	if err != nil {
+		return Member{}, err
+	}
+	id, err := ParseUser(text)
+	if err != nil {
+		return Member{}, err
+	}
+	m := Member{ID: id}
+	if len(in.UserInfo) == 0 || bytes.Equal(in.UserInfo, []byte("null")) {
+		return m, nil
+	}
+	var info bytes.Buffer
+	if err := json.Compact(&info, in.UserInfo); err != nil {
+		return Member{}, petrel.Errorf(petrel.CodeInvalidJSON, "The user_info is not JSON.").Because(err)
+	}
+	if info.Len() > maxInfo {
+		return Member{}, petrel.Errorf(petrel.CodeTooLarge, "The user_info has %d bytes; at most %d are allowed.", info.Len(), maxInfo)
+	}
+	m.Info = info.Bytes()
+	return m, nil
+}
+
+// idText is the id as a string: a number keeps the digits that it was written with.
+func idText(raw json.RawMessage) (string, error) {
+	if len(raw) > 0 {
+		switch c := raw[0]; {
+		case c == '"':
+			var s string
+			if err := json.Unmarshal(raw, &s); err == nil {
+				return s, nil
+			}
+		case c == '-' || ('0' <= c && c <= '9'):
+			return string(raw), nil
+		}
+	}
+	return "", petrel.Errorf(petrel.CodeInvalidField, "The channel_data has no user_id that is a string or a number.")
+}
