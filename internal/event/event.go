@@ -226,6 +226,7 @@ var decoders = map[Kind]func([]byte) (Event, error){
 	KindAppSuspended:  into[AppSuspended],
 	KindAppResumed:    into[AppResumed],
 	KindUserCreated:   into[UserCreated],
+	KindAppConfigured: into[AppConfigured],
 
 	KindRoomCreated:    into[RoomCreated],
 	KindRoomUpdated:    into[RoomUpdated],
@@ -240,7 +241,9 @@ var decoders = map[Kind]func([]byte) (Event, error){
 
 // since says which feature level brought a kind; a kind that is not listed came with level 1, the first. It is
 // never written after initialisation. A kind of a new level goes here in the change that makes it.
-var since = map[Kind]int{}
+var since = map[Kind]int{
+	KindAppConfigured: 2,
+}
 
 // Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.
 func Level(ev Event) int { return max(1, since[ev.EventKind()]) }

@@ -34,6 +34,9 @@ var samples = map[string]Event{
 	"app_resumed":      AppResumed{App: "1001"},
 	"user_created":     UserCreated{User: "ada"},
 
+	"app_configured":      AppConfigured{App: "1001", Settings: []AppSetting{{Name: "client_events"}, {Name: "max_event_bytes", Value: 20_000}}},
+	"app_configured_bare": AppConfigured{App: "1001"},
+
 	"room_created": RoomCreated{
 		Room: "lobby", Kind: RoomPrivate, Name: "Lobby ⚓", Custom: []byte(`{"a":1}`),
 		Members: []Member{{User: "ada", Role: RoleOwner}, {User: "bob", Role: RoleMember}},

@@ -10,6 +10,7 @@ const (
 	KindAppSuspended  Kind = 13
 	KindAppResumed    Kind = 14
 	KindUserCreated   Kind = 15
+	KindAppConfigured Kind = 16
 )
 
 // Guards of identity.
@@ -50,6 +51,18 @@ type AppResumed struct {
 	App petrel.AppID `cbor:"1,keyasint"`
 }
 
+// AppConfigured replaces the settings of an app by those named. What is not named has its default.
+type AppConfigured struct {
+	App      petrel.AppID `cbor:"1,keyasint"`
+	Settings []AppSetting `cbor:"2,keyasint,omitempty"` // in the order of their names, each once
+}
+
+// AppSetting is one setting that differs from its default. A switch is 0 or 1. A build keeps names that it does not know.
+type AppSetting struct {
+	Name  string `cbor:"1,keyasint"`
+	Value int64  `cbor:"2,keyasint"`
+}
+
 // UserCreated records that a valid token or a server call first named a user. Folding it twice is harmless.
 type UserCreated struct {
 	User petrel.UserID `cbor:"1,keyasint"`
@@ -72,3 +85,6 @@ func (AppResumed) EventKind() Kind { return KindAppResumed }
 
 // EventKind implements Event.
 func (UserCreated) EventKind() Kind { return KindUserCreated }
+
+// EventKind implements Event.
+func (AppConfigured) EventKind() Kind { return KindAppConfigured }

@@ -14,6 +14,9 @@ const maxToken = 8 << 10
 
 // identify finds out who asks, and charges the request to them; one without valid credentials is charged to its address.
 func (g *Gateway) identify(r *http.Request, req *request, access Access) error {
+	if access == Own {
+		return nil
+	}
 	key := ipKey(req.ip)
 	if ok, wait := g.byIP.Peek(key, g.opt.Now()); !ok {
 		g.metrics.refused.WithLabelValues("ip_rate").Inc()
@@ -26,6 +29,29 @@ func (g *Gateway) identify(r *http.Request, req *request, access Access) error {
 	}
 	req.cred = cred
 	return g.Allow(cred)
+}
+
+// Charge charges n requests or frames to an app that the handler recognised itself. It returns CodeRateLimited with the time to wait.
+func (g *Gateway) Charge(app petrel.AppID, n int) error {
+	if ok, wait := g.byApp.Take(app, g.opt.Now(), n); !ok {
+		g.metrics.refused.WithLabelValues("app_rate").Inc()
+		return petrel.Errorf(petrel.CodeRateLimited, "The app sends more than its rate. Slow down.").After(wait)
+	}
+	return nil
+}
+
+// ChargeStranger charges a request whose sender the handler did not recognise to its address. It returns CodeRateLimited
+// when too many came from there.
+func (g *Gateway) ChargeStranger(ctx context.Context) error {
+	r, ok := ctx.Value(requestKey{}).(*request)
+	if !ok {
+		return nil
+	}
+	if ok, wait := g.byIP.Take(ipKey(r.ip), g.opt.Now(), 1); !ok {
+		g.metrics.refused.WithLabelValues("ip_rate").Inc()
+		return petrel.Errorf(petrel.CodeRateLimited, "Too many requests without valid credentials came from this address.").After(wait)
+	}
+	return nil
 }
 
 // ipKey is an address, or the /64 of an IPv6 one, because a single customer has at least so many.

@@ -32,8 +32,10 @@ const (
 	Stream
 	// Late is Stream, but may come without any: the first frame brings the token.
 	Late
-	// Public asks nobody.
+	// Public asks nobody, and charges the address.
 	Public
+	// Own leaves it to the handler: it finds out who asks, and charges the app (Charge) or the stranger (ChargeStranger).
+	Own
 )
 
 // Route says how a pattern is guarded.
@@ -41,6 +43,7 @@ type Route struct {
 	Access   Access
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
 	LongLife bool  // no deadline: a stream
+	Repeats  bool  // a parameter of the query may come several times
 }
 
 // Handle registers a handler for a pattern of net/http ("GET /v1/rooms/{room}"). Call it before Serve.
@@ -116,7 +119,7 @@ func (g *Gateway) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 
 // serve takes a request through every check, in the order of the package comment.
 func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.Handler, pattern string) error {
-	if err := wellFormed(r); err != nil {
+	if err := wellFormed(r, g.routes[pattern].Repeats); err != nil {
 		return err
 	}
 	if g.draining.Load() {
@@ -209,7 +212,7 @@ func (g *Gateway) allowed(r *http.Request) (out []string) {
 
 // wellFormed refuses what no route could read: bytes that are not UTF-8, queries that do not parse, and paths that
 // net/http would redirect elsewhere.
-func wellFormed(r *http.Request) error {
+func wellFormed(r *http.Request, repeats bool) error {
 	if !utf8.ValidString(r.URL.Path) {
 		return petrel.Errorf(petrel.CodeInvalidUTF8, "The path is not UTF-8.")
 	}
@@ -224,7 +227,7 @@ func wellFormed(r *http.Request) error {
 		if !utf8.ValidString(name) || slices.ContainsFunc(values, func(v string) bool { return !utf8.ValidString(v) }) {
 			return petrel.Errorf(petrel.CodeInvalidUTF8, "The query is not UTF-8.")
 		}
-		if len(values) > 1 {
+		if len(values) > 1 && !repeats {
 			return petrel.Errorf(petrel.CodeInvalidField, "A query parameter comes twice.")
 		}
 	}

@@ -18,11 +18,14 @@ type Place struct {
 }
 
 // Admit takes a place for app ("" while nobody knows whose it is). A refusal says when to come back.
-func (g *Gateway) Admit(app petrel.AppID) (*Place, error) {
+func (g *Gateway) Admit(app petrel.AppID) (*Place, error) { return g.AdmitUpTo(app, 0) }
+
+// AdmitUpTo is Admit for an app that has a limit of its own on this node; 0: none.
+func (g *Gateway) AdmitUpTo(app petrel.AppID, most int) (*Place, error) {
 	if g.draining.Load() {
 		return nil, petrel.Errorf(petrel.CodeDraining, "This node is leaving. Come back: another one answers.")
 	}
-	if err := g.placeError(g.places.Take(app)); err != nil {
+	if err := g.placeError(g.places.TakeUpTo(app, most)); err != nil {
 		return nil, err
 	}
 	return &Place{g: g, app: app}, nil
@@ -76,6 +79,29 @@ func (g *Gateway) OpenSocket(w http.ResponseWriter, r *http.Request, make func(*
 	nc, early, err := conn.Upgrade(w, r)
 	if err != nil {
 		place.Release()
+		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
+		return nil // hijacked: nothing can be answered any more
+	}
+	g.opt.Conns.OpenWebSocket(nc, early, cfg, h)
+	return nil
+}
+
+// OpenSocketOf is OpenSocket for a handler that recognised the app itself and refuses in its own words, after the handshake. make is
+// given a place, or why there is none: at most most places are the app's on this node (0: no such limit). With refused, nobody asks for a place.
+func (g *Gateway) OpenSocketOf(w http.ResponseWriter, r *http.Request, app petrel.AppID, most int, refused error, make func(*Place, error) (conn.Config, conn.Handler)) error {
+	if err := conn.CheckUpgrade(r); err != nil {
+		return err
+	}
+	var place *Place
+	if refused == nil {
+		place, refused = g.AdmitUpTo(app, most)
+	}
+	cfg, h := make(place, refused)
+	nc, early, err := conn.Upgrade(w, r)
+	if err != nil {
+		if place != nil {
+			place.Release()
+		}
 		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
 		return nil // hijacked: nothing can be answered any more
 	}

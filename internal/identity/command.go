@@ -46,6 +46,13 @@ type SuspendApp struct {
 // ResumeApp ends a suspension.
 type ResumeApp struct{ App petrel.AppID }
 
+// ConfigureApp changes settings of an app: names to values as ParseSettings reads them, "" for the default. What is not named stays.
+// CodeInvalidField for a name that there is not, or a value that cannot be.
+type ConfigureApp struct {
+	App     petrel.AppID
+	Changes map[string]string
+}
+
 // NewCreateApp returns the command with whatever is empty made up: a numeric id of nine digits (some SDKs of the
 // Pusher family accept nothing else), a key of 20 and a secret of 40 hexadecimal digits.
 func NewCreateApp(app petrel.AppID, name, key string, secret Secret) CreateApp {
@@ -91,6 +98,9 @@ func (SuspendApp) CommandKind() string { return "identity.suspend_app" }
 
 // CommandKind is as in CreateApp.
 func (ResumeApp) CommandKind() string { return "identity.resume_app" }
+
+// CommandKind is as in CreateApp.
+func (ConfigureApp) CommandKind() string { return "identity.configure_app" }
 
 // Decide founds the app, finds it, or refuses.
 func (c CreateApp) Decide(r *projection.Reader, s event.Stamp) (event.Decision, error) {
@@ -150,6 +160,18 @@ func (c ResumeApp) Decide(r *projection.Reader, s event.Stamp) (event.Decision, 
 		return event.Decision{}, err
 	}
 	return decideResumeApp(app, c)
+}
+
+// Decide changes the settings or refuses.
+func (c ConfigureApp) Decide(r *projection.Reader, s event.Stamp) (event.Decision, error) {
+	if err := firstOf(checkActor(s.Actor), checkApp(c.App)); err != nil {
+		return event.Decision{}, err
+	}
+	app, err := loadApp(r, c.App)
+	if err != nil {
+		return event.Decision{}, err
+	}
+	return decideConfigureApp(app, c)
 }
 
 func load(r *projection.Reader, id petrel.AppID, key string) (a appRow, k keyRow, err error) {

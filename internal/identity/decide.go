@@ -26,7 +26,7 @@ func decideCreateApp(app appRow, key keyRow, c CreateApp) (event.Decision, error
 		Events: []event.Event{event.AppCreated{App: c.App, Name: c.Name}, added(c.App, c.Pair)},
 		Guards: []event.Guard{guardApp(c.App, 0), guardKey(c.Pair.Key, 0)},
 		Answer: func(s event.Stamp, _ []uint64) any {
-			return App{ID: c.App, Name: c.Name, CreatedAt: time.UnixMilli(s.At).UTC(), Keys: []KeyPair{c.Pair}}
+			return App{ID: c.App, Name: c.Name, CreatedAt: time.UnixMilli(s.At).UTC(), Keys: []KeyPair{c.Pair}, Settings: DefaultSettings()}
 		},
 	}
 	return d, nil
@@ -86,6 +86,22 @@ func decideResumeApp(app appRow, c ResumeApp) (event.Decision, error) {
 	after := app.App
 	after.Suspended, after.Reason = false, ""
 	return changed(after, []event.Guard{guardApp(c.App, app.version)}, event.AppResumed{App: c.App}), nil
+}
+
+func decideConfigureApp(app appRow, c ConfigureApp) (event.Decision, error) {
+	if app.version == 0 {
+		return event.Decision{}, errNoApp(c.App)
+	}
+	set, err := withChanges(app.set, c.Changes)
+	if err != nil {
+		return event.Decision{}, err
+	}
+	if slices.Equal(set, app.set) {
+		return unchanged(app), nil
+	}
+	after := app.App
+	after.Settings = settingsOf(set)
+	return changed(after, []event.Guard{guardApp(c.App, app.version)}, event.AppConfigured{App: c.App, Settings: set}), nil
 }
 
 // is reports whether the row is of this app's key with this secret, good or retired.

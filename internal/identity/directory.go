@@ -29,7 +29,7 @@ var loadBudget = projection.Budget{Steps: 50_000_000, Time: time.Minute}
 type DirectoryOptions struct {
 	// Now is the clock that tokens are checked by. Default time.Now.
 	Now func() time.Time
-	// OnChange is called after the snapshot changed for an app: its keys, or its suspension. "" after a Load: anything may
+	// OnChange is called after the snapshot changed for an app: its keys, its suspension or its settings. "" after a Load: anything may
 	// have changed. Gate says what is so now. It runs on apply's goroutine and must not block. nil: nobody is told.
 	OnChange func(app petrel.AppID)
 }
@@ -49,7 +49,9 @@ type Directory struct {
 type snapshot struct {
 	index uint64 // of the last entry that it was read from
 	apps  map[petrel.AppID]bool
-	keys  map[string]signer // by key; the good ones only
+	// settings of the apps that have any other than the defaults
+	settings map[petrel.AppID]*Settings
+	keys     map[string]signer // by key; the good ones only
 }
 
 // signer is one good key. apps above says whether its app is suspended.
@@ -89,7 +91,7 @@ func read(r *projection.Reader) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &snapshot{index: applied.Index, apps: map[petrel.AppID]bool{}, keys: map[string]signer{}}
+	next := &snapshot{index: applied.Index, apps: map[petrel.AppID]bool{}, settings: map[petrel.AppID]*Settings{}, keys: map[string]signer{}}
 	for last := petrel.AppID(""); ; {
 		page, err := Apps(r, last, MaxPage)
 		if err != nil {
@@ -97,6 +99,9 @@ func read(r *projection.Reader) (*snapshot, error) {
 		}
 		for _, a := range page {
 			next.apps[a.ID] = a.Suspended
+			if a.Settings != unknownSettings {
+				next.settings[a.ID] = &a.Settings
+			}
 			for _, k := range a.Keys {
 				next.keys[k.Key] = newSigner(a.ID, string(k.Secret))
 			}
@@ -120,7 +125,7 @@ func (d *Directory) Publish(s event.Stamp, ev event.Event, _ uint64) []petrel.Pu
 	if now == nil || s.Index <= now.index {
 		return nil
 	}
-	next := &snapshot{index: now.index, apps: now.apps, keys: now.keys}
+	next := &snapshot{index: now.index, apps: now.apps, settings: now.settings, keys: now.keys}
 	switch ev := ev.(type) {
 	case event.AppCreated:
 		next.suspend(ev.App, false)
@@ -138,6 +143,13 @@ func (d *Directory) Publish(s event.Stamp, ev event.Event, _ uint64) []petrel.Pu
 		d.set(next, ev.App)
 	case event.AppResumed:
 		next.suspend(ev.App, false)
+		d.set(next, ev.App)
+	case event.AppConfigured:
+		next.settings = maps.Clone(now.settings)
+		if delete(next.settings, ev.App); len(ev.Settings) > 0 {
+			set := settingsOf(ev.Settings)
+			next.settings[ev.App] = &set
+		}
 		d.set(next, ev.App)
 	}
 	return nil

@@ -41,11 +41,15 @@ CREATE TABLE identity_user (
 ) STRICT, WITHOUT ROWID;
 `
 
+// schemaSettings came with feature level 2: name=value, one a line, for those that differ from their defaults.
+const schemaSettings = `ALTER TABLE identity_app ADD COLUMN settings TEXT NOT NULL DEFAULT '';`
+
 const (
 	sqlAddApp     = `INSERT INTO identity_app (id, name, created_at, version) VALUES (?, ?, ?, ?)`
 	sqlTouchApp   = `UPDATE identity_app SET version = ? WHERE id = ?`
 	sqlSuspendApp = `UPDATE identity_app SET suspended_at = ?, reason = ?, version = ? WHERE id = ?`
 	sqlResumeApp  = `UPDATE identity_app SET suspended_at = NULL, reason = '', version = ? WHERE id = ?`
+	sqlConfigure  = `UPDATE identity_app SET settings = ?, version = ? WHERE id = ?`
 	sqlAddKey     = `INSERT INTO identity_key (key, app, secret, digest, added, version) VALUES (?, ?, ?, ?, ?, ?)`
 	sqlRetireKey  = `UPDATE identity_key SET secret = NULL, retired_at = ?, version = ? WHERE key = ? AND app = ?`
 	sqlAddUser    = `INSERT INTO identity_user (app, id, created_at, version) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`
@@ -74,6 +78,8 @@ func Fold(tx *projection.Tx, s event.Stamp, ev event.Event) (uint64, error) {
 		err = one(tx, sqlSuspendApp, s.At, ev.Reason, s.Index, ev.App)
 	case event.AppResumed:
 		err = one(tx, sqlResumeApp, s.Index, ev.App)
+	case event.AppConfigured:
+		err = one(tx, sqlConfigure, packSettings(ev.Settings), s.Index, ev.App)
 	case event.UserCreated: // idempotent: two entries may both have met a user for the first time
 		_, err = tx.Exec(sqlAddUser, s.App, ev.User, s.At, s.Index)
 	default:

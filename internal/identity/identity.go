@@ -68,6 +68,7 @@ type App struct {
 	Suspended bool
 	Reason    string    // of the suspension; for operators, never shown to the app's users
 	Keys      []KeyPair // the good ones, oldest first; at least one
+	Settings  Settings
 }
 
 // KeyPair is a key and its secret: with it an app's backend signs in, and signs its users' tokens.
@@ -106,14 +107,14 @@ func (k KeyPair) String() string { return k.Key + ":" + redacted }
 
 // Module is the part of the projection that identity keeps.
 func Module() projection.Module {
-	return projection.Module{Name: "identity", Migrations: []string{schema}}
+	return projection.Module{Name: "identity", Migrations: []string{schema, schemaSettings}}
 }
 
 // Kinds returns every kind of event that Fold takes.
 func Kinds() []event.Kind {
 	return []event.Kind{
 		event.KindAppCreated, event.KindAppKeyAdded, event.KindAppKeyRetired,
-		event.KindAppSuspended, event.KindAppResumed, event.KindUserCreated,
+		event.KindAppSuspended, event.KindAppResumed, event.KindUserCreated, event.KindAppConfigured,
 	}
 }
 

@@ -3,13 +3,14 @@ package identity
 import (
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 const (
-	sqlApp      = `SELECT id, name, created_at, suspended_at IS NOT NULL, reason, version FROM identity_app WHERE id = ?`
-	sqlApps     = `SELECT id, name, created_at, suspended_at IS NOT NULL, reason, version FROM identity_app WHERE id > ? ORDER BY id LIMIT ?`
+	sqlApp      = `SELECT id, name, created_at, suspended_at IS NOT NULL, reason, settings, version FROM identity_app WHERE id = ?`
+	sqlApps     = `SELECT id, name, created_at, suspended_at IS NOT NULL, reason, settings, version FROM identity_app WHERE id > ? ORDER BY id LIMIT ?`
 	sqlGoodKeys = `SELECT key, secret FROM identity_key WHERE app = ? AND retired_at IS NULL ORDER BY added`
 	sqlKey      = `SELECT app, digest, retired_at IS NOT NULL, version FROM identity_key WHERE key = ?`
 	sqlGate     = `SELECT suspended_at IS NOT NULL FROM identity_app WHERE id = ?`
@@ -72,14 +73,16 @@ func Apps(r *projection.Reader, after petrel.AppID, limit int) ([]App, error) {
 // appRow is an app and the version of its row; version 0: there is none.
 type appRow struct {
 	App
+	set     []event.AppSetting // that differ from their defaults
 	version uint64
 }
 
 func scanApp(row *projection.Row) appRow {
+	set := unpackSettings(row.Text(5))
 	return appRow{App{
 		ID: petrel.AppID(row.Text(0)), Name: row.Text(1), CreatedAt: time.UnixMilli(row.Int(2)).UTC(),
-		Suspended: row.Bool(3), Reason: row.Text(4),
-	}, row.Uint(5)}
+		Suspended: row.Bool(3), Reason: row.Text(4), Settings: settingsOf(set),
+	}, set, row.Uint(6)}
 }
 
 func loadApp(r *projection.Reader, id petrel.AppID) (a appRow, err error) {

@@ -19,7 +19,7 @@ import (
 var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
 
 // TestScripts runs testdata/*.txt. A script is a list of steps, each with what it prints below "----". A step is one or more
-// lines: commands (create APP KEY SECRET NAME…, add APP KEY SECRET, retire APP KEY, suspend APP REASON…, resume APP; "-" is
+// lines: commands (create APP KEY SECRET NAME…, add APP KEY SECRET, retire APP KEY, suspend APP REASON…, resume APP, configure APP NAME=VALUE…; "-" is
 // an empty word), "as operator|user|app APP", "named USER" (an entry names a user), "known APP USER", "gate KIND APP", "apps",
 // "token KEY SECRET USER TTL", "call KEY SECRET [USER]", "wait TIME", "restore". A step that begins with "together" decides its
 // other lines on one snapshot and folds them in one batch.
@@ -118,6 +118,14 @@ func (w *world) command(f []string) command {
 		return SuspendApp{App: id, Reason: rest(f[2:])}
 	case "resume":
 		return ResumeApp{App: id}
+	case "configure":
+		changes := map[string]string{}
+		for _, c := range f[2:] {
+			if name, value, ok := strings.Cut(c, "="); ok {
+				changes[name] = value
+			}
+		}
+		return ConfigureApp{App: id, Changes: changes}
 	}
 	return nil
 }
@@ -213,6 +221,11 @@ func show(a App) string {
 	s := fmt.Sprintf("app %s %q of %s, keys", a.ID, a.Name, a.CreatedAt.Format(time.TimeOnly))
 	for _, k := range a.Keys {
 		s += " " + k.Key
+	}
+	for _, set := range a.Settings.List() {
+		if set.Value != set.Default {
+			s += " " + set.Name + "=" + set.Value
+		}
 	}
 	if a.Suspended {
 		s += fmt.Sprintf(", suspended %q", a.Reason)

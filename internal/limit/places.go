@@ -29,13 +29,16 @@ func NewPlaces[K comparable](total, perKey int) *Places[K] {
 }
 
 // Take takes one place for key, or says why not. Every Granted needs one Release.
-func (p *Places[K]) Take(key K) Refusal {
+func (p *Places[K]) Take(key K) Refusal { return p.TakeUpTo(key, 0) }
+
+// TakeUpTo is Take for a key that has a smaller share of its own; ≤ 0 means that it has not.
+func (p *Places[K]) TakeUpTo(key K, most int) Refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.total > 0 && p.used >= p.usable() {
 		return TotalFull
 	}
-	if p.perKey > 0 && p.by[key] >= p.perKey {
+	if (p.perKey > 0 && p.by[key] >= p.perKey) || (most > 0 && p.by[key] >= most) {
 		return ShareFull
 	}
 	p.used++

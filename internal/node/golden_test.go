@@ -33,6 +33,7 @@ var goldenStories = [][]string{
 	},
 	{"shard_founded", "shard_founded_after"},
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
+	{"shard_founded", "app_created_bare", "app_configured", "app_configured_bare"},
 }
 
 // TestGoldenFolds: what a released build wrote is folded by this build to the same outcome, rows included: in a

@@ -25,7 +25,7 @@ import (
 
 // FeatureLevel is what this build can read and write of the log. It rises by one when a kind of event or
 // a meaning is added; a cell writes new kinds only when all of its nodes can read them.
-const FeatureLevel = 1
+const FeatureLevel = 2
 
 // Build says what a binary was made of.
 type Build struct {
