@@ -65,6 +65,7 @@ func (s *server) registerHTTP() {
 	s.registerMessages(api)
 	s.registerReplay(api)
 	s.registerPresence(api)
+	s.registerHooks(api)
 	s.describeStreams(api)
 	spec, err := api.OpenAPI().MarshalJSON()
 	if err != nil {

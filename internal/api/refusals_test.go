@@ -84,11 +84,12 @@ func describedOperations(t *testing.T, s *stack) []described {
 var bodies = map[string]string{
 	"createRoom": `{"id":"other","kind":"open"}`, "updateRoom": `{"name":"changed"}`, "putMember": `{"role":"member"}`,
 	"postMessage": `{"text":"changed"}`, "editMessage": `{"text":"changed"}`, "sync": `{"rooms":{"r":0}}`,
+	"setHook": `{"url":"https://shop.example/","events":["*"]}`,
 }
 
 // address fills an operation's path.
 func (d described) address(room, user, message string) string {
-	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message).Replace(d.path)
+	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message, "{hook}", room).Replace(d.path)
 	if d.path == "/v1/events" {
 		path += "?rooms=" + room
 	}
@@ -167,6 +168,9 @@ func TestEveryEndpointRefuses(t *testing.T) {
 					headers = append(headers, "Authorization: "+c.header)
 				}
 				codes := c.codes
+				if what == "wrong app" && strings.HasPrefix(d.path, "/v1/hooks") {
+					codes = []petrel.Code{petrel.CodeForbidden} // whatever the app, no user's business
+				}
 				if d.path == "/v1/connect" { // without an upgrade it is refused before, or for, the token
 					codes = append(slices.Clone(codes), petrel.CodeInvalidField)
 				}

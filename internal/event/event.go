@@ -228,6 +228,9 @@ var decoders = map[Kind]func([]byte) (Event, error){
 	KindUserCreated:   into[UserCreated],
 	KindAppConfigured: into[AppConfigured],
 
+	KindAppHookSet:     into[AppHookSet],
+	KindAppHookRemoved: into[AppHookRemoved],
+
 	KindRoomCreated:    into[RoomCreated],
 	KindRoomUpdated:    into[RoomUpdated],
 	KindRoomDeleted:    into[RoomDeleted],
@@ -243,6 +246,7 @@ var decoders = map[Kind]func([]byte) (Event, error){
 // never written after initialisation. A kind of a new level goes here in the change that makes it.
 var since = map[Kind]int{
 	KindAppConfigured: 2,
+	KindAppHookSet:    2, KindAppHookRemoved: 2,
 }
 
 // Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.

@@ -36,6 +36,9 @@ var samples = map[string]Event{
 
 	"app_configured":      AppConfigured{App: "1001", Settings: []AppSetting{{Name: "client_events"}, {Name: "max_event_bytes", Value: 20_000}}},
 	"app_configured_bare": AppConfigured{App: "1001"},
+	"app_hook_set":        AppHookSet{App: "1001", Hook: "h1", URL: "https://shop.example/hooks?a=1", Events: []string{"channel_occupied", "message.*"}, Batch: true},
+	"app_hook_set_bare":   AppHookSet{App: "1001", Hook: "h1", URL: "https://shop.example/", Events: []string{"*"}},
+	"app_hook_removed":    AppHookRemoved{App: "1001", Hook: "h1", Reason: "its receiver answered 410"},
 
 	"room_created": RoomCreated{
 		Room: "lobby", Kind: RoomPrivate, Name: "Lobby ⚓", Custom: []byte(`{"a":1}`),

@@ -52,6 +52,7 @@ type snapshot struct {
 	// settings of the apps that have any other than the defaults
 	settings map[petrel.AppID]*Settings
 	keys     map[string]signer // by key; the good ones only
+	hooks    hookTable         // webhooks, and what they are signed with (hooks_directory.go)
 }
 
 // signer is one good key. apps above says whether its app is suspended.
@@ -91,7 +92,7 @@ func read(r *projection.Reader) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &snapshot{index: applied.Index, apps: map[petrel.AppID]bool{}, settings: map[petrel.AppID]*Settings{}, keys: map[string]signer{}}
+	next := &snapshot{index: applied.Index, apps: map[petrel.AppID]bool{}, settings: map[petrel.AppID]*Settings{}, keys: map[string]signer{}, hooks: newHookTable()}
 	for last := petrel.AppID(""); ; {
 		page, err := Apps(r, last, MaxPage)
 		if err != nil {
@@ -104,6 +105,9 @@ func read(r *projection.Reader) (*snapshot, error) {
 			}
 			for _, k := range a.Keys {
 				next.keys[k.Key] = newSigner(a.ID, string(k.Secret))
+			}
+			if err := next.hooks.load(r, a); err != nil {
+				return nil, err
 			}
 			last = a.ID
 		}
@@ -125,7 +129,8 @@ func (d *Directory) Publish(s event.Stamp, ev event.Event, _ uint64) []petrel.Pu
 	if now == nil || s.Index <= now.index {
 		return nil
 	}
-	next := &snapshot{index: now.index, apps: now.apps, settings: now.settings, keys: now.keys}
+	next := new(snapshot)
+	*next = *now
 	switch ev := ev.(type) {
 	case event.AppCreated:
 		next.suspend(ev.App, false)
@@ -133,10 +138,12 @@ func (d *Directory) Publish(s event.Stamp, ev event.Event, _ uint64) []petrel.Pu
 	case event.AppKeyAdded:
 		next.keys = maps.Clone(now.keys)
 		next.keys[ev.Key] = newSigner(ev.App, ev.Secret)
+		next.hooks = now.hooks.addKey(ev.App, KeyPair{ev.Key, Secret(ev.Secret)})
 		d.set(next, ev.App)
 	case event.AppKeyRetired:
 		next.keys = maps.Clone(now.keys)
 		delete(next.keys, ev.Key)
+		next.hooks = now.hooks.retireKey(ev.App, ev.Key)
 		d.set(next, ev.App)
 	case event.AppSuspended:
 		next.suspend(ev.App, true)
@@ -150,6 +157,12 @@ func (d *Directory) Publish(s event.Stamp, ev event.Event, _ uint64) []petrel.Pu
 			set := settingsOf(ev.Settings)
 			next.settings[ev.App] = &set
 		}
+		d.set(next, ev.App)
+	case event.AppHookSet:
+		next.hooks = now.hooks.set(hookOf(ev, s.Index))
+		d.set(next, ev.App)
+	case event.AppHookRemoved:
+		next.hooks = now.hooks.remove(ev.App, ev.Hook)
 		d.set(next, ev.App)
 	}
 	return nil

@@ -82,6 +82,8 @@ func Fold(tx *projection.Tx, s event.Stamp, ev event.Event) (uint64, error) {
 		err = one(tx, sqlConfigure, packSettings(ev.Settings), s.Index, ev.App)
 	case event.UserCreated: // idempotent: two entries may both have met a user for the first time
 		_, err = tx.Exec(sqlAddUser, s.App, ev.User, s.At, s.Index)
+	case event.AppHookSet, event.AppHookRemoved:
+		err = foldHook(tx, s, ev)
 	default:
 		err = fmt.Errorf("not an event of identity")
 	}

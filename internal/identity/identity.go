@@ -1,4 +1,4 @@
-// Package identity holds apps with their keys, the users of each, and the answer to "who is this": user
+// Package identity holds apps with their keys and webhooks, the users of each, and the answer to "who is this": user
 // tokens and server calls are checked here, and nowhere else.
 //
 // Apps change by commands of operators (command.go, decide.go); every replica folds the events alike (fold.go).
@@ -29,6 +29,7 @@
 //   - A key belongs to one app for ever, retired or not: it is never given to another.
 //   - An app has 1 to MaxKeys good keys. The last one cannot be retired.
 //   - A token is accepted only with HS256, an exp, an iss that is a good key, and a signature by that key's own secret.
+//   - An app has at most MaxHooks webhooks; the address of one is http or https, without credentials in it.
 //   - Checking a credential reads nothing but the directory's snapshot: no SQLite, no lock.
 //   - A secret is compared in constant time, and an unknown key costs as much as a wrong secret.
 //   - No secret is printed, logged or marshalled by accident: Secret shows itself as "[redacted]" everywhere.
@@ -107,7 +108,7 @@ func (k KeyPair) String() string { return k.Key + ":" + redacted }
 
 // Module is the part of the projection that identity keeps.
 func Module() projection.Module {
-	return projection.Module{Name: "identity", Migrations: []string{schema, schemaSettings}}
+	return projection.Module{Name: "identity", Migrations: []string{schema, schemaSettings, hookSchema}}
 }
 
 // Kinds returns every kind of event that Fold takes.
@@ -115,6 +116,7 @@ func Kinds() []event.Kind {
 	return []event.Kind{
 		event.KindAppCreated, event.KindAppKeyAdded, event.KindAppKeyRetired,
 		event.KindAppSuspended, event.KindAppResumed, event.KindUserCreated, event.KindAppConfigured,
+		event.KindAppHookSet, event.KindAppHookRemoved,
 	}
 }
 

@@ -241,6 +241,8 @@ func TestFoldStopsOnWhatCannotBe(t *testing.T) {
 		event.AppKeyRetired{App: "404", Key: "k"},
 		event.AppSuspended{App: "404"},
 		event.AppResumed{App: "404"},
+		event.AppHookSet{App: "404", Hook: "h", URL: "https://x.example", Events: []string{"*"}},
+		event.AppHookRemoved{App: "404", Hook: "h"},
 		event.RoomCreated{Room: "r"},
 	} {
 		w := newWorld(t)
@@ -259,7 +261,7 @@ func TestNoFullScans(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	n := 0
-	for _, name := range []string{"fold.go", "query.go"} {
+	for _, name := range []string{"fold.go", "fold_hooks.go", "query.go", "hooks.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

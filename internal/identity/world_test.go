@@ -187,7 +187,7 @@ func (w *world) agree() {
 		w.t.Fatal(err)
 	}
 	a, b := w.dir.current.Load(), fresh.current.Load()
-	if d := cmp.Diff([]any{a.apps, a.settings, a.keys}, []any{b.apps, b.settings, b.keys}, cmp.AllowUnexported(signer{})); d != "" {
+	if d := cmp.Diff([]any{a.apps, a.settings, a.keys, a.hooks}, []any{b.apps, b.settings, b.keys, b.hooks}, cmp.AllowUnexported(signer{}, hookTable{})); d != "" {
 		w.t.Errorf("the directory drifted from the rows (-directory +rows):\n%s", d)
 	}
 	store := openStore(w.t)

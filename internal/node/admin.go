@@ -144,6 +144,7 @@ func operatorRoutes(op Operator) http.Handler {
 		ttl := time.Duration(min(in.TTLSeconds, int64(MaxTokenTTL/time.Second)+1)) * time.Second
 		return op.MintToken(ctx, app, in.User, ttl)
 	}))
+	hookRoutes(mux, op, withApp)
 	mux.HandleFunc("GET /admin/cell", func(w http.ResponseWriter, r *http.Request) {
 		info, err := op.Cell(r.Context())
 		writeAnswer(w, info, err)

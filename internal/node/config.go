@@ -17,6 +17,7 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
@@ -53,6 +54,9 @@ type Config struct {
 	PeerKey        string `koanf:"peer-key" placeholder:"FILE" help:"Its key."`
 	PeerCA         string `koanf:"peer-ca" placeholder:"FILE" help:"The roots (PEM) that sign the certificates of the cell's nodes."`
 	Voters         int    `koanf:"voters" default:"3" placeholder:"N" help:"Nodes that vote on the log, 3 or 5; further ones hold it without a vote. The same on every node."`
+
+	WebhookAllow string `koanf:"webhook-allow" placeholder:"CIDR,…" help:"Private networks that webhooks may call, like 10.1.0.0/16. All others that are not public are refused."`
+	AppWebhook   string `koanf:"app-webhook" placeholder:"URL" help:"Webhook of the first app, set when that is made: all events but client_event. More: petrel hook."`
 
 	// The first app, made on an empty data folder. No flags: a secret on a command line
 	// is readable by every user of the machine.
@@ -163,7 +167,7 @@ func environSettings(environ, names []string, unknown *[]string) map[string]envV
 		env := envName(name)
 		if v, ok := all[env]; ok {
 			found[name] = envValue{env, v}
-			ours = ours || strings.HasPrefix(name, "app-")
+			ours = ours || slices.Contains(firstAppPair, name)
 		}
 		delete(all, env)
 	}
@@ -189,8 +193,11 @@ func envName(name string) string {
 	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
 
+// firstAppPair are the settings that Pusher's own names may stand in for.
+var firstAppPair = []string{"app-id", "app-key", "app-secret"}
+
 func pusherNames(name string) []string {
-	if !strings.HasPrefix(name, "app-") {
+	if !slices.Contains(firstAppPair, name) {
 		return nil
 	}
 	return []string{"PUSHER_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}
@@ -299,8 +306,18 @@ func (c *Config) problems(origin map[string]string) []error {
 	if c.MaxConnections < 1 || c.MaxConnections > 10_000_000 {
 		bad("max-connections", "max-connections is %d; it must be between 1 and 10,000,000", c.MaxConnections)
 	}
-	if _, err := parseProxies(c.TrustedProxies); err != nil {
+	if _, err := parseNetworks(c.TrustedProxies); err != nil {
 		bad("trusted-proxies", "trusted-proxies has %s, which is no network; write networks like 10.0.0.0/8,::1/128", err)
+	}
+	if _, err := parseNetworks(c.WebhookAllow); err != nil {
+		bad("webhook-allow", "webhook-allow has %s, which is no network; write networks like 10.1.0.0/16,fd00::/8", err)
+	}
+	if c.AppWebhook != "" {
+		if err := identity.CheckHookURL(c.AppWebhook); err != nil {
+			var refusal *petrel.Error
+			errors.As(err, &refusal)
+			bad("app-webhook", "%s", refusal.Detail)
+		}
 	}
 	switch set := btoi(c.AppID != "") + btoi(c.AppKey != "") + btoi(c.AppSecret != ""); {
 	case set != 0 && set != 3:
@@ -318,8 +335,8 @@ func (c *Config) problems(origin map[string]string) []error {
 	return out
 }
 
-// parseProxies reads a list of networks with commas between them.
-func parseProxies(list string) (out []netip.Prefix, err error) {
+// parseNetworks reads a list of networks with commas between them.
+func parseNetworks(list string) (out []netip.Prefix, err error) {
 	for s := range strings.SplitSeq(list, ",") {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
@@ -342,7 +359,7 @@ func btoi(b bool) int {
 
 // shown returns a value for an error sentence, and never a secret.
 func shown(name string, v any) string {
-	if name == "app-secret" || name == "app-key" || name == "nats" {
+	if name == "app-secret" || name == "app-webhook" || name == "app-key" || name == "nats" {
 		return "something else"
 	}
 	if s, ok := v.(string); ok {

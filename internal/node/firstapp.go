@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
@@ -28,7 +29,10 @@ func (n *Node) firstApp(ctx context.Context) (app App, made bool, err error) {
 			want.ID = demoAppID
 		}
 	}
-	app, err = n.CreateApp(ctx, want)
+	if app, err = n.CreateApp(ctx, want); err != nil || n.cfg.AppWebhook == "" {
+		return app, true, err
+	}
+	_, err = n.SetHook(ctx, app.ID, Hook{ID: "first", URL: n.cfg.AppWebhook, Events: identity.DefaultHookEvents()})
 	return app, true, err
 }
 

@@ -32,6 +32,7 @@ var goldenStories = [][]string{
 		"member_removed", "member_added", "room_deleted",
 	},
 	{"shard_founded", "shard_founded_after"},
+	{"shard_founded", "app_created", "app_hook_set_bare", "app_hook_set", "app_hook_removed"},
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
 	{"shard_founded", "app_created_bare", "app_configured", "app_configured_bare"},
 }

@@ -59,6 +59,11 @@ type Operator interface {
 	Resume(ctx context.Context, id petrel.AppID) (App, error)
 	MintToken(ctx context.Context, id petrel.AppID, user petrel.UserID, ttl time.Duration) (Token, error)
 
+	// Hooks lists an app's webhooks; SetHook makes one or replaces its settings; RemoveHook returns it as it was.
+	Hooks(ctx context.Context, app petrel.AppID) ([]Hook, error)
+	SetHook(ctx context.Context, app petrel.AppID, h Hook) (Hook, error)
+	RemoveHook(ctx context.Context, app petrel.AppID, id petrel.HookID) (Hook, error)
+
 	// Cell shows the nodes. A node that runs alone shows itself.
 	Cell(ctx context.Context) (CellInfo, error)
 	// DrainNode makes a node hand over its connections and its leadership; it does not wait for that. "" is the node asked. It

@@ -30,7 +30,7 @@ type publicSide struct {
 
 // openPublic builds the public side and lets people in.
 func (n *Node) openPublic() error {
-	proxies, err := parseProxies(n.cfg.TrustedProxies)
+	proxies, err := parseNetworks(n.cfg.TrustedProxies)
 	if err != nil {
 		return err
 	}

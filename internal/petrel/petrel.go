@@ -42,6 +42,9 @@ type MessageID string
 // the command id of the post that made it.
 type CommandID string
 
+// HookID names a webhook of an app: 1–64 of the same alphabet.
+type HookID string
+
 // RequestID follows one request from ingress to delivery through logs and entries.
 type RequestID string
 
@@ -93,6 +96,9 @@ func ParseUserID(s string) (UserID, error) { return parse[UserID]("user id", s, 
 
 // ParseAppID validates an app id.
 func ParseAppID(s string) (AppID, error) { return parse[AppID]("app id", s, MaxNameLen) }
+
+// ParseHookID validates the id of a webhook.
+func ParseHookID(s string) (HookID, error) { return parse[HookID]("hook id", s, MaxNameLen) }
 
 func parse[T ~string](what, s string, max int) (T, error) {
 	if s == "" {
