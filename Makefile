@@ -94,6 +94,13 @@ test-browser: ## two browsers chat: the page in Debian's Chromium against a real
 	@$(STEP) 'Chromium' bash tools/need-chromium.sh
 	@$(STEP) 'web: npm run e2e' env CHROMIUM="$$(bash tools/need-chromium.sh)" PETREL_BIN="$(CURDIR)/bin/petrel" npm --prefix web run e2e
 
+.PHONY: test-conformance
+test-conformance: ## the real Pusher clients against bin/petrel, in Node and Chromium, on one node and on three
+	@$(STEP) 'conformance: npm ci' bash tools/npm-ci.sh conformance
+	@$(STEP) 'bin/petrel' $(MAKE) --no-print-directory build
+	@$(STEP) 'Chromium' bash tools/need-chromium.sh
+	@$(STEP) 'conformance: npm test' env CHROMIUM="$$(bash tools/need-chromium.sh)" PETREL_BIN="$(CURDIR)/bin/petrel" npm --prefix conformance test
+
 .PHONY: race
 race: ## the Go tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 30m ./...
