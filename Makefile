@@ -14,6 +14,7 @@ SIMTIME   ?= 60s
 FAULTS    ?= 300
 DURATION  ?= 0s
 SEED      ?=
+SEEDS     ?= 2000
 BENCH     ?= .
 COUNT     ?= 10
 BASE      ?=
@@ -110,8 +111,9 @@ sim: ## seeded simulations (TestSim…) for SIMTIME each; a failure prints its s
 	PETREL_SIM_TIME=$(SIMTIME) go test -count=1 -timeout 60m -run '^TestSim' ./internal/...
 
 .PHONY: torture
-torture: ## faults in a cell of three under load, judged: FAULTS=300 DURATION=0 SEED=…; needs root and /dev/net/tun
-	@PETREL_TORTURE=1 PETREL_TORTURE_FAULTS=$(FAULTS) PETREL_TORTURE_DURATION=$(DURATION) PETREL_TORTURE_SEED=$(SEED) \
+torture: ## SEEDS=2000 of the simulation, then FAULTS=300 in a cell of three under load, judged (DURATION=0 SEED=…); needs root and /dev/net/tun
+	@$(STEP) '$(SEEDS) seeds of the simulation' env PETREL_SIM_SEEDS=$(SEEDS) go test -count=1 -timeout 24h -run '^TestSim$$' ./internal/petreltest
+	@$(STEP) 'a cell under faults' env PETREL_TORTURE=1 PETREL_TORTURE_FAULTS=$(FAULTS) PETREL_TORTURE_DURATION=$(DURATION) PETREL_TORTURE_SEED=$(SEED) \
 		go test -count=1 -v -timeout 24h -run '^TestTorture$$' ./internal/petreltest
 
 .PHONY: fuzz

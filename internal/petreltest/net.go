@@ -25,9 +25,11 @@ import (
 //
 // A host reaches itself over its loopback, which no link touches: clients that Dial inside a host get through
 // whatever is cut.
+//
+// A thread that entered a host's namespace never comes back: it ends. So no other test of the process can find
+// itself on one, and nobody needs to know the way home.
 type Net struct {
 	hosts []*Host
-	home  int // descriptor of the namespace that the test process lives in
 
 	mu   sync.Mutex // guards rng and of every way what is marked so
 	rng  *rand.Rand
@@ -84,13 +86,9 @@ type Host struct {
 // mtu is that of ethernet with jumbo frames: fewer packets for the two cores to carry.
 const mtu = 9000
 
-// NeedNet skips a test where no Net can be made; with REQUIRE_NETNS=1 it fails.
+// NeedNet skips a test where no Net can be made; with REQUIRE_NETNS=1, or in `make torture`, it fails.
 func NeedNet(tb testing.TB) {
 	tb.Helper()
-	if os.Getenv("REQUIRE_NETNS") != "1" && os.Getenv("PETREL_TORTURE") == "" {
-		// A thread that was in another namespace can come back to other tests of the process: see docs/NEXT.md.
-		tb.Skip("NOT TESTED: faults between machines run when they are asked for: make torture, or REQUIRE_NETNS=1")
-	}
 	why := ""
 	if os.Geteuid() != 0 {
 		why = "not root"
@@ -106,7 +104,7 @@ func NeedNet(tb testing.TB) {
 
 func noNet(tb testing.TB, why string) {
 	tb.Helper()
-	if os.Getenv("REQUIRE_NETNS") == "1" {
+	if os.Getenv("REQUIRE_NETNS") == "1" || os.Getenv("PETREL_TORTURE") != "" {
 		tb.Fatalf("faults between nodes need network namespaces with TUN devices: %s", why)
 	}
 	tb.Skipf("NOT TESTED: faults between nodes need network namespaces with TUN devices: %s", why)
@@ -116,11 +114,7 @@ func noNet(tb testing.TB, why string) {
 func NewNet(tb testing.TB, n int, seed uint64) *Net {
 	tb.Helper()
 	NeedNet(tb)
-	home, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	nw := &Net{home: home, rng: rand.New(rand.NewPCG(seed, 2))}
+	nw := &Net{rng: rand.New(rand.NewPCG(seed, 2))}
 	nw.ctx, nw.end = context.WithCancel(context.Background())
 	tb.Cleanup(nw.Close)
 	for i := range n {
@@ -206,7 +200,6 @@ func (nw *Net) Close() {
 			<-h.ended
 			_ = unix.Close(h.space)
 		}
-		_ = unix.Close(nw.home)
 	})
 }
 
@@ -214,9 +207,8 @@ func (nw *Net) Close() {
 func (nw *Net) newHost(i int) (*Host, error) {
 	h := &Host{Addr: fmt.Sprintf("10.77.0.%d", i+1), net: nw, index: i, work: make(chan func()), ended: make(chan struct{})}
 	made := make(chan error)
-	go func() {
+	onThread(func() {
 		defer close(h.ended)
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine, and with it its namespace
 		err := h.setUp()
 		made <- err
 		if err != nil {
@@ -225,8 +217,28 @@ func (nw *Net) newHost(i int) (*Host, error) {
 		for fn := range h.work {
 			fn()
 		}
-	}()
+	})
 	return h, <-made
+}
+
+// onThread runs fn in the background, on a thread that ends with it and that nobody else ever runs on. It is never
+// the first thread of the process: that one cannot end, and what it would have entered is what /proc/self shows of all.
+func onThread(fn func()) {
+	go func() {
+		runtime.LockOSThread() // never unlocked, but for the first: a thread that a goroutine leaves locked ends
+		if unix.Gettid() != unix.Getpid() {
+			fn()
+			return
+		}
+		taken := make(chan struct{})
+		go func() {
+			runtime.LockOSThread() // another one, as the first is still held
+			close(taken)
+			fn()
+		}()
+		<-taken
+		runtime.UnlockOSThread()
+	}()
 }
 
 // setUp moves the thread into a new namespace and gives that a loopback and a TUN device.
@@ -380,18 +392,13 @@ func (h *Host) Listen(ctx context.Context, network, addr string) (l net.Listener
 // inside runs fn on a thread that is in the host's namespace: a socket stays where it was made.
 func (h *Host) inside(fn func()) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(h.space, unix.CLONE_NEWNET); err != nil {
-			done <- err
-			return
+	onThread(func() {
+		err := unix.Setns(h.space, unix.CLONE_NEWNET)
+		if err == nil {
+			fn()
 		}
-		fn()
-		if unix.Setns(h.net.home, unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		} // else the thread ends with this goroutine
-		done <- nil
-	}()
+		done <- err
+	})
 	return <-done
 }
 

@@ -5,8 +5,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestNet holds the network of the fault tests to what it says: three servers reach each other's public port through it, and a
@@ -15,6 +22,7 @@ func TestNet(t *testing.T) {
 	t.Parallel()
 	const hosts = 3
 	nw := NewNet(t, hosts, 1)
+	leavesNoThread(t, nw)
 	for i := range hosts {
 		serveHello(t, nw.Host(i))
 	}
@@ -93,6 +101,70 @@ func TestNet(t *testing.T) {
 	if c := nw.Count(2, 1); c.Doubled != 0 {
 		t.Errorf("the other direction did %+v", c)
 	}
+}
+
+// leavesNoThread: when the network is down, no thread of this process is in one of its hosts, where other tests would find
+// themselves in a network without anybody.
+func leavesNoThread(t *testing.T, nw *Net) {
+	t.Helper()
+	spaces := map[uint64]bool{}
+	for _, h := range nw.hosts {
+		var st unix.Stat_t
+		if err := unix.Fstat(h.space, &st); err != nil {
+			t.Fatal(err)
+		}
+		spaces[st.Ino] = true
+	}
+	t.Cleanup(func() {
+		nw.Close()
+		poll(context.Background(), Patience, func() bool { return threadsIn(spaces) == 0 }) // they are ending
+		if n := threadsIn(spaces); n > 0 {
+			t.Errorf("%d threads stayed in a host that is gone", n)
+		}
+	})
+}
+
+func threadsIn(spaces map[uint64]bool) (n int) {
+	tasks, _ := filepath.Glob("/proc/self/task/*/ns/net")
+	for _, task := range tasks {
+		var st unix.Stat_t
+		if unix.Stat(task, &st) == nil && spaces[st.Ino] { // else it has ended
+			n++
+		}
+	}
+	return n
+}
+
+// TestOnThread: what runs on a thread of its own runs on none that stays: not on the first of the process, and on none that
+// anybody is given afterwards.
+func TestOnThread(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	used := map[int]bool{}
+	var all sync.WaitGroup
+	for range 500 {
+		all.Add(1)
+		onThread(func() {
+			defer all.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			used[unix.Gettid()] = true
+		})
+	}
+	all.Wait()
+	if used[unix.Getpid()] {
+		t.Error("it ran on the first thread of the process, which cannot end")
+	}
+	Until(t, "every thread that was used has ended", func() bool {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !slices.ContainsFunc(tasks, func(e os.DirEntry) bool {
+			tid, _ := strconv.Atoi(e.Name())
+			return used[tid]
+		})
+	})
 }
 
 func serveHello(t *testing.T, h *Host) {
