@@ -54,7 +54,7 @@ func (t target) remote(addr string, owner node.Owner) (node.Operator, node.Owner
 }
 
 // electionPatience is how long a command waits for a leader: longer than any election, and not for ever.
-const electionPatience = 20 * time.Second
+const electionPatience = 10 * time.Second
 
 // do opens the installation, asks, and closes it again. It asks again while the cell is without a leader: nothing was
 // done then, and an election takes a second or two.
@@ -65,16 +65,22 @@ func (t target) do(con *console, ask func(ctx context.Context, op node.Operator)
 	}
 	ctx, cancel := context.WithTimeout(con.ctx, time.Minute)
 	defer cancel()
-	return errors.Join(askPatiently(ctx, op, ask), closeIt())
+	return errors.Join(askPatiently(ctx, con.err, op, ask), closeIt())
 }
 
-func askPatiently(ctx context.Context, op node.Operator, ask func(ctx context.Context, op node.Operator) error) error {
+// askPatiently says once what it waits for when that takes longer than an election does.
+func askPatiently(ctx context.Context, notes io.Writer, op node.Operator, ask func(ctx context.Context, op node.Operator) error) error {
+	said := false
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for began := time.Now(); ; {
 		err := ask(ctx, op)
 		if petrel.CodeOf(err) != petrel.CodeNoLeader || time.Since(began) > electionPatience {
 			return err
+		}
+		if !said && time.Since(began) > time.Second {
+			said = true
+			fmt.Fprintf(notes, "petrel: %s (trying for %s)\n", sentence(err), electionPatience)
 		}
 		select {
 		case <-ctx.Done():

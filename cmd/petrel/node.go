@@ -177,7 +177,12 @@ type nodeRemoveCmd struct {
 }
 
 func (c *nodeRemoveCmd) Run(con *console) error {
-	return c.do(con, func(ctx context.Context, op node.Operator) error { return op.RemoveNode(ctx, c.Node, c.Force) })
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		if err := op.RemoveNode(ctx, c.Node, c.Force); err != nil {
+			return err
+		}
+		return say(con, c.Node+" is no member of the cell any more; its process stops by itself")
+	})
 }
 
 type nodeReplaceCmd struct {
@@ -187,7 +192,12 @@ type nodeReplaceCmd struct {
 }
 
 func (c *nodeReplaceCmd) Run(con *console) error {
-	return c.do(con, func(ctx context.Context, op node.Operator) error { return op.ReplaceNode(ctx, c.Node, c.With) })
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		if err := op.ReplaceNode(ctx, c.Node, c.With); err != nil {
+			return err
+		}
+		return say(con, fmt.Sprintf("%s has the place of %s, which is no member of the cell any more", c.With, c.Node))
+	})
 }
 
 type nodeTransferCmd struct {
@@ -196,5 +206,18 @@ type nodeTransferCmd struct {
 }
 
 func (c *nodeTransferCmd) Run(con *console) error {
-	return c.do(con, func(ctx context.Context, op node.Operator) error { return op.TransferLeadership(ctx, c.Node) })
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		if err := op.TransferLeadership(ctx, c.Node); err != nil {
+			return err
+		}
+		if c.Node == "" {
+			return say(con, "leadership is handed over")
+		}
+		return say(con, c.Node+" leads now")
+	})
+}
+
+func say(con *console, sentence string) error {
+	_, err := fmt.Fprintln(con.out, sentence)
+	return err
 }

@@ -26,6 +26,14 @@ const CellSecretBytes = 32
 // nodeScheme marks the URI in a certificate that names the node it belongs to.
 const nodeScheme = "petrel-node"
 
+// Why a stream cannot be opened, however often it is tried.
+var (
+	// ErrOtherCell: the certificate at the other end is not signed by this cell.
+	ErrOtherCell = errors.New("the other end is not of this cell")
+	// ErrOtherPort: something else than a Port answers.
+	ErrOtherPort = errors.New("what answers is not the port between nodes")
+)
+
 // Identity is how a node proves on the port between nodes that it belongs to the cell, and
 // knows others that do. Both ends of every stream show a certificate (mutual TLS 1.3).
 type Identity struct {
@@ -125,7 +133,7 @@ func (i Identity) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error
 		}
 		_, err := st.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: i.Roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{usage}})
 		if err != nil {
-			return fmt.Errorf("the other end is not of this cell: %w", err)
+			return fmt.Errorf("%w: %w", ErrOtherCell, err)
 		}
 		_, err = NodeOf(st.PeerCertificates[0])
 		return err

@@ -98,12 +98,16 @@ func (p *Port) Dial(ctx context.Context, addr, protocol string) (net.Conn, error
 	defer cancel()
 	d := tls.Dialer{NetDialer: &net.Dialer{}, Config: p.id.client(protocol)}
 	c, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
+	var plain tls.RecordHeaderError
+	switch {
+	case errors.As(err, &plain):
+		return nil, fmt.Errorf("dial node %s for %s: %w: %w", addr, protocol, ErrOtherPort, err)
+	case err != nil:
 		return nil, fmt.Errorf("dial node %s for %s: %w", addr, protocol, err)
 	}
 	if got := c.(*tls.Conn).ConnectionState().NegotiatedProtocol; got != protocol {
 		_ = c.Close()
-		return nil, fmt.Errorf("dial node %s for %s: it speaks %q", addr, protocol, got)
+		return nil, fmt.Errorf("dial node %s for %s: %w: it speaks %q", addr, protocol, ErrOtherPort, got)
 	}
 	return c, nil
 }

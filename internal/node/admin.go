@@ -30,6 +30,8 @@ const (
 	adminMaxBody   = 64 << 10
 	adminMaxHeader = 32 << 10
 	adminTimeout   = 30 * time.Second // of one operator call; profiles may take longer
+
+	adminCellTimeout = 15 * time.Second // of one that changes the cell: whoever asks hears of it before he gives up
 )
 
 // adminServer answers for the node on a listener of its own: no router, limit or queue is shared with
@@ -153,7 +155,11 @@ func operatorRoutes(op Operator) http.Handler {
 		mux.HandleFunc("POST /admin/cell/"+what, func(w http.ResponseWriter, r *http.Request) {
 			in, err := readBody[nodeRequest](r)
 			if err == nil {
-				err = do(r.Context(), in)
+				ctx, cancel := context.WithTimeout(r.Context(), adminCellTimeout)
+				defer cancel()
+				if err = do(ctx, in); err != nil && ctx.Err() != nil && petrel.CodeOf(err) == petrel.CodeInternal {
+					err = petrel.Errorf(petrel.CodeUnknownOutcome, "The cell did not answer within %s, so it may or may not have happened; `petrel node list` shows what it is like.", adminCellTimeout).Because(err)
+				}
 			}
 			writeAnswer(w, struct{}{}, err)
 		})

@@ -46,6 +46,7 @@ type cell struct {
 	drain   func() // this node leaves, without waiting for it
 	leaving func() bool
 	fail    func(error)
+	removed func() // the cell says that this node is no member of it any more
 
 	readable atomic.Int32 // the feature level that every member can read
 
@@ -306,7 +307,11 @@ func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 		return errors.New(twinSentence(c.self.Member, st.Members[i].Addr))
 	case i >= 0: // the leader looks for this node where it was; it may itself wait for this node's vote
 		c.bg.Go(func() {
-			if err := c.askIn(c.ctx); err != nil && c.ctx.Err() == nil {
+			switch err := c.askIn(c.ctx); {
+			case err == nil || c.ctx.Err() != nil:
+			case petrel.CodeOf(err) == petrel.CodeNotFound:
+				c.removed()
+			default:
 				c.logger.Error("the cell does not take this node's new address", "error", err)
 			}
 		})
@@ -314,9 +319,13 @@ func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 	case c.self.Origin == founded && len(st.Members) == 0:
 		return nil
 	case len(st.Members) > 0 && c.cfg.Join == "":
-		return errors.New("this node was removed from its cell; to have it taken in again, start it with --join, or begin with an empty folder")
+		return errRemoved(c.self.Member)
 	}
 	return c.askIn(ctx)
+}
+
+func errRemoved(m petrel.NodeID) error {
+	return fmt.Errorf("this node (%s) was removed from its cell: it stops. To have it taken in again, start it with --join, or begin with an empty folder", m)
 }
 
 // askIn asks every node that is known, again and again, until the leader has entered this one.
@@ -325,13 +334,19 @@ func (c *cell) askIn(ctx context.Context) error {
 	for _, k := range c.knownNodes() {
 		targets = append(targets, k.Peer)
 	}
-	if len(targets) == 0 {
+	targets = slices.DeleteFunc(targets, func(addr string) bool { return addr == c.port.Addr() })
+	switch {
+	case len(targets) == 0 && c.cfg.Join != "":
+		return fmt.Errorf("--join names this node itself (%s); name another node of the cell", c.port.Addr())
+	case len(targets) == 0:
 		return errors.New("this node belongs to a cell and knows none of its nodes; name one with --join")
 	}
 	ask := cellRequest{Op: opJoin, Member: c.self.Member, Peer: c.port.Addr(), Feature: FeatureLevel}
+	ask.Moved = c.cfg.Join == "" && isMember(c.status().Members, c.self.Member)
 	var said time.Time
-	for {
+	for rounds := 1; ; rounds++ {
 		var last error
+		hopeless := rounds > hopelessRounds
 		for _, addr := range targets {
 			var reply cellReply
 			if reply, last = c.askAround(ctx, addr, ask); last == nil {
@@ -342,6 +357,14 @@ func (c *cell) askIn(ctx context.Context) error {
 			if permanent(last) {
 				return fmt.Errorf("the cell does not take this node in: %w", last)
 			}
+			if why := c.whyHopeless(addr, last); why != "" {
+				last = errors.New(why)
+			} else {
+				hopeless = false
+			}
+		}
+		if hopeless {
+			return last
 		}
 		if time.Since(said) > 5*time.Second {
 			said = time.Now()
@@ -355,6 +378,22 @@ func (c *cell) askIn(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// hopelessRounds is after how many rounds of nothing but refusals that waiting does not change a join is given up.
+const hopelessRounds = 25
+
+// whyHopeless says in plain words what is wrong with what answers at an address, and what to do; "" when it may yet do better.
+func (c *cell) whyHopeless(addr string, err error) string {
+	switch {
+	case errors.Is(err, bus.ErrOtherCell) && c.cfg.PeerCert != "":
+		return fmt.Sprintf("the certificate of the node at %s is signed by none of the roots in %s", addr, c.cfg.PeerCA)
+	case errors.Is(err, bus.ErrOtherCell):
+		return fmt.Sprintf("the node at %s is of another cell than this node's secret: copy DATA/cell-secret of that node, name it with --cell-secret-file, and start with an empty data folder", addr)
+	case errors.Is(err, bus.ErrOtherPort):
+		return fmt.Sprintf("what answers at %s is not the port between nodes: --join wants the --peer address of a node of the cell", addr)
+	}
+	return ""
 }
 
 // stopServing ends answering other nodes; the group's streams go on until the log is closed.

@@ -258,6 +258,40 @@ func TestJoinBySnapshot(t *testing.T) {
 	do(t, n2, app.ID, chat.PostMessage{Room: "r", Text: "hi from n2"})
 }
 
+// TestJoinInVain: who asks to be taken in where that will never happen ends, and says what is wrong and what to do.
+func TestJoinInVain(t *testing.T) {
+	t.Parallel()
+	first := cellConfig(t, "n1")
+	n1 := startNode(t, first)
+	elsewhere := cellConfig(t, "n9")
+	startNode(t, elsewhere)
+	for name, c := range map[string]struct {
+		addr, secretOf, says string
+	}{
+		"another cell's secret": {n1.cell.port.Addr(), elsewhere.Data, "is of another cell than this node's secret: copy DATA/cell-secret of that node"},
+		"the public port":       {n1.Addr(), first.Data, "is not the port between nodes: --join wants the --peer address"},
+		"the bus":               {n1.cell.busTo, first.Data, "is not the port between nodes: --join wants the --peer address"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := cellConfig(t, "n2")
+			cfg.Join, cfg.CellSecretFile = c.addr, filepath.Join(c.secretOf, cellSecretFile)
+			n, err := Open(t.Context(), Options{Config: cfg})
+			if err == nil {
+				_ = n.Stop()
+			}
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("it ends with %v; want %q", err, c.says)
+			}
+		})
+	}
+	self := joining(first, first, n1.cell.port.Addr())
+	c := &cell{cfg: &self, port: n1.cell.port}
+	if err := c.askIn(t.Context()); err == nil || !strings.Contains(err.Error(), "names this node itself") {
+		t.Errorf("a node that joins itself: %v", err)
+	}
+}
+
 // TestTwoProcessesOfOneMember: who starts a copy of a node's folder is told so, and does not vote with it.
 func TestTwoProcessesOfOneMember(t *testing.T) {
 	t.Parallel()

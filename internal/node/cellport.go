@@ -41,6 +41,7 @@ type cellRequest struct {
 	Peer    string        `json:"peer,omitempty"`
 	Feature int           `json:"feature,omitempty"`
 	Force   bool          `json:"force,omitempty"`
+	Moved   bool          `json:"moved,omitempty"` // of opJoin: it is a member and has another address now; not_found if it was removed
 }
 
 type cellReply struct {
@@ -222,7 +223,12 @@ func hasNode(nodes []knownNode, id petrel.NodeID) bool {
 func (c *cell) lead(ctx context.Context, q cellRequest) error {
 	r, err := c.carryOut(ctx, q)
 	if err == nil && r.Redirect != "" {
-		_, err = c.askAround(ctx, r.Redirect, q)
+		if _, err = c.askAround(ctx, r.Redirect, q); err != nil && petrel.CodeOf(err) == petrel.CodeInternal {
+			err = errNoLeader().Because(err) // it does not answer where it was last
+		}
+	}
+	if why := c.waitsFor(); why != "" && petrel.CodeOf(err) == petrel.CodeNoLeader {
+		return petrel.Errorf(petrel.CodeNoLeader, "The cell has no leader at the moment: %s. Try again in a moment.", why).After(time.Second).Because(err)
 	}
 	return err
 }

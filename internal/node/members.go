@@ -20,6 +20,9 @@ func (c *cell) takeIn(ctx context.Context, log raftlog.Log, st raftlog.Status, q
 	if q.Member == "" || q.Peer == "" {
 		return petrel.Errorf(petrel.CodeInvalidField, "A node that joins names itself and its peer port.")
 	}
+	if q.Moved && !isMember(st.Members, q.Member) {
+		return petrel.Errorf(petrel.CodeNotFound, "%s is not a member of the cell.", q.Member)
+	}
 	c.lookAtLevel()
 	if level := c.level(); q.Feature < level {
 		return petrel.Errorf(petrel.CodeConflict, "The cell writes what only builds of feature level %d and up can read, and this build has %d. Install a newer build.", level, q.Feature)
@@ -168,6 +171,8 @@ func (n *Node) RemoveNode(ctx context.Context, name string, force bool) error {
 	if err != nil {
 		return err
 	}
+	patience, cancel := context.WithTimeout(ctx, removePatience)
+	defer cancel()
 	for { // a leader that is to go hands over first; the next one removes it
 		err := n.cell.lead(ctx, cellRequest{Op: opRemove, Member: m.ID, Force: force})
 		if petrel.CodeOf(err) != petrel.CodeNoLeader {
@@ -175,13 +180,16 @@ func (n *Node) RemoveNode(ctx context.Context, name string, force bool) error {
 		}
 		t := time.NewTimer(50 * time.Millisecond)
 		select {
-		case <-ctx.Done():
+		case <-patience.Done():
 			t.Stop()
 			return err
 		case <-t.C:
 		}
 	}
 }
+
+// removePatience is how long a removal waits for the next leader: longer than a handover or an election.
+const removePatience = 5 * time.Second
 
 // ReplaceNode implements Operator.
 func (n *Node) ReplaceNode(ctx context.Context, old, with string) error {
@@ -288,7 +296,9 @@ func (n *Node) DrainNode(ctx context.Context, name string, force bool) error {
 		n.leave()
 		return nil
 	}
-	_, err = n.cell.ask(ctx, m.Addr, cellRequest{Op: opDrain})
+	if _, err = n.cell.ask(ctx, m.Addr, cellRequest{Op: opDrain}); err != nil && petrel.CodeOf(err) == petrel.CodeInternal {
+		return petrel.Errorf(petrel.CodeConflict, "%s does not answer at %s: it is down, or cut off from this node, so it cannot be drained. Ask it itself, with --data or --admin.", nameOf(m.ID), m.Addr).Because(err)
+	}
 	return err
 }
 

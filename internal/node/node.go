@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,8 +129,17 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 	if err := n.openSelf(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.openShard(ctx); err != nil {
-		return nil, err
+	waiting, cancel := context.WithCancel(ctx) // for a leader, mostly: a part that fails for good ends that too
+	defer cancel()
+	go func() {
+		select {
+		case <-n.failed:
+			cancel()
+		case <-waiting.Done():
+		}
+	}()
+	if err := n.openShard(waiting); err != nil {
+		return nil, cmp.Or(n.Err(), err)
 	}
 	return n, nil
 }
@@ -161,9 +171,9 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 	n.fencer = n.newFencer()
 	n.health.fencer.Store(n.fencer)
 	n.health.cell.Store(n.cell)
-	n.watch.fail = func(err error) {
-		if n.fencer.why() == "" { // a fenced replica asked to be removed
-			n.fail(err)
+	n.cell.removed = func() {
+		if n.fencer.why() == "" { // a fenced replica asked to be
+			n.fail(errRemoved(n.self.Member))
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -223,7 +224,11 @@ func ask[T any](ctx context.Context, r *Remote, method, path string, in any) (ou
 	}
 	req.Header.Set("Authorization", "Bearer "+r.token)
 	resp, err := r.client.Do(req)
-	if err != nil {
+	var late interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &late) && late.Timeout():
+		return out, fmt.Errorf("the node at %s did not answer in time", r.base)
+	case err != nil:
 		return out, fmt.Errorf("ask the node at %s: %w", r.base, err)
 	}
 	defer resp.Body.Close()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -33,7 +32,6 @@ type watch struct {
 	applied func(ctx context.Context, index uint64) error // waits until an entry is applied here
 	index   func() uint64
 	leaving func() bool
-	fail    func(error)
 	looked  atomic.Int64 // when look was last done, nanoseconds since the node began
 	full    atomic.Bool  // this node's disk is
 	// What look alone uses.
@@ -151,7 +149,7 @@ func (w *watch) still(ctx context.Context) {
 	for _, k := range w.cell.knownNodes() {
 		_, err := w.cell.askAround(ctx, k.Peer, cellRequest{Op: opMember, Member: w.cell.self.Member})
 		if petrel.CodeOf(err) == petrel.CodeNotFound {
-			w.fail(fmt.Errorf("this node (%s) was removed from its cell: it stops. To have it taken in again, start it with --join, or begin with an empty folder", w.cell.self.Member))
+			w.cell.removed()
 			return
 		}
 		if err == nil {
