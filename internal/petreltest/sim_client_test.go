@@ -286,7 +286,7 @@ func (c *simClient) join(conn *simConn, b *simSub) {
 	}
 	b.queue.apart = &simQueue{capacity: 16, delay: c.delay, read: b.queue.read}
 	sub, err := b.node.hub.Subscribe(hub.Request{
-		Channel: petrel.RoomChannel(simApp, b.room), Subscriber: b.queue, Actor: c.actor(), After: from, Presence: true,
+		Channel: petrel.RoomChannel(simApp, b.room), Subscriber: b.queue, Actor: c.actor(), After: from, Member: &hub.Member{ID: c.user}, Presence: true,
 		Resync: func(_ *hub.Subscription, reason string, head uint64) {
 			ended(fmt.Sprintf("resync %s at %d", reason, head))
 		},
