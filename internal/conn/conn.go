@@ -17,6 +17,8 @@
 //   - A Handler hears OnMessage one at a time and never after OnClose; OnClose comes exactly once, last.
 //   - A connection is closed for silence only by the Heartbeat it was given, and no more than a set share
 //     of the table in a minute: beyond that the reaper pauses and says so.
+//   - Over HTTP (XHR) at most one response receives at a time. What it took and could not write is queued again, in order, for the
+//     next one; without one for a bounded time the connection ends. Nothing is on its way on a response that pusher-js drops.
 //   - No callback is made while a lock of this package is held.
 //
 // How it fails: a peer that breaks RFC 6455 is closed with the code the RFC names; a socket that takes nothing for
@@ -25,6 +27,7 @@ package conn
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,11 +67,16 @@ type Wire uint8
 const (
 	WireWebSocket Wire = iota
 	WireSSE
+	WireXHR // the HTTP fallbacks of pusher-js (xhr.go)
 )
 
 func (w Wire) String() string {
-	if w == WireSSE {
+	switch w {
+	case WireSSE:
 		return "sse"
+	case WireXHR:
+		return "xhr"
+	case WireWebSocket:
 	}
 	return "websocket"
 }
@@ -101,6 +109,7 @@ type Conn struct {
 
 	heard   atomic.Int64 // Unix nanoseconds of the last bytes from the peer
 	writing atomic.Int64 // Unix nanoseconds at which the write under way last got on; 0: none
+	giveUp  atomic.Int64 // Unix nanoseconds at which a client without a response to send by counts as gone; 0: it has one
 
 	mu             sync.Mutex // guards everything below; held for a few instructions, never across a write or a callback
 	state          state
@@ -365,7 +374,31 @@ func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
 		}
 		c.closeSent = len(c.queue) == 0 // the close frame is always the last of the queue
 	}
-	return room, c.closeSent && (c.peerDone || c.wire == WireSSE)
+	return room, c.closeSent && (c.peerDone || c.wire != WireWebSocket)
+}
+
+// untake puts what take handed out back at the head of the queue: for a wire whose next write may succeed.
+func (c *Conn) untake(batch [][]byte, since int64, committed time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writing.Store(0)
+	c.queue = slices.Concat(batch, c.queue) // not in place: batch is part of what wrote may keep
+	if since != 0 {
+		c.since = since
+	}
+	if !committed.IsZero() {
+		c.committed = committed
+	}
+}
+
+// sendIfIdle queues a frame that says nothing, unless something is on its way anyway.
+func (c *Conn) sendIfIdle(frame []byte) {
+	c.mu.Lock()
+	wake := c.state == open && c.frames == 0 && c.push(frame)
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
 }
 
 // broke ends a connection whose write failed; the reader will meet the closed stream and finish it.

@@ -35,7 +35,6 @@ const coalesce = 64 << 10
 
 // drainQueue writes until the queue is empty.
 func (o *out) drainQueue(c *Conn) {
-	t := c.table
 	for {
 		now := time.Now().UnixNano()
 		batch, since, committed := c.take(now)
@@ -46,23 +45,27 @@ func (o *out) drainQueue(c *Conn) {
 			c.broke()
 			return
 		}
-		n := len(batch)
-		room, finished := c.wrote(batch)
-		t.metrics.framesSent.Add(float64(n))
-		t.metrics.writes.Inc()
-		if since != 0 {
-			t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
-		}
-		if !committed.IsZero() {
-			t.metrics.delivery.Observe(time.Since(committed).Seconds())
-		}
-		if room != nil {
-			room()
-		}
-		if finished {
+		if c.table.account(c, batch, since, committed) {
 			c.stream.cut()
 		}
 	}
+}
+
+// account notes that a batch is on the wire, and says whether it was the last one of its connection.
+func (t *Table) account(c *Conn, batch [][]byte, since int64, committed time.Time) (finished bool) {
+	t.metrics.framesSent.Add(float64(len(batch)))
+	t.metrics.writes.Inc()
+	room, finished := c.wrote(batch)
+	if since != 0 {
+		t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
+	}
+	if !committed.IsZero() {
+		t.metrics.delivery.Observe(time.Since(committed).Seconds())
+	}
+	if room != nil {
+		room()
+	}
+	return finished
 }
 
 // write puts a batch on the wire in as few writes as fit, noting progress for the sweeper.

@@ -55,6 +55,48 @@ func sseClose(code CloseCode, reason string) []byte {
 	return SSEChunk("", "close", []byte(`{"code":`+strconv.Itoa(int(code))+`,"reason":`+string(quoted)+`}`))
 }
 
+// xhrHeartbeat is the frame that says nothing but that the connection lives.
+const xhrHeartbeat = "h\n"
+
+// XHRFrame returns one message as the HTTP fallbacks of pusher-js read it: a line with an array of strings (SockJS).
+func XHRFrame(payload []byte) []byte {
+	b := bytes.NewBuffer(make([]byte, 0, len(payload)+len(payload)/4+8))
+	b.WriteString("a[")
+	writeString(b, string(payload))
+	b.WriteString("]\n")
+	return b.Bytes()
+}
+
+// XHRClose is the last frame of a connection over HTTP, and the only one of a connection that was refused.
+func XHRClose(code CloseCode, reason string) []byte {
+	b := bytes.NewBufferString("c[" + strconv.Itoa(int(code)) + ",")
+	writeString(b, reason)
+	b.WriteString("]\n")
+	return b.Bytes()
+}
+
+// xhrOpen is the first frame. With a hostname the client sends its further requests there.
+func xhrOpen(hostname string) []byte {
+	if hostname == "" {
+		return []byte("o\n")
+	}
+	b := bytes.NewBufferString(`o{"hostname":`)
+	writeString(b, hostname)
+	b.WriteString("}\n")
+	return b.Bytes()
+}
+
+// xhrReplaced ends a response whose place another took, with the number that SockJS has for it.
+func xhrReplaced() []byte { return XHRClose(2010, "Another connection still open") }
+
+// writeString writes a JSON string.
+func writeString(b *bytes.Buffer, s string) {
+	e := json.NewEncoder(b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s)         // a buffer takes every write, and strings always encode
+	b.Truncate(b.Len() - 1) // the encoder's line break
+}
+
 // failure is how a connection that breaks the protocol ends.
 type failure struct {
 	code   CloseCode

@@ -54,6 +54,7 @@ type Config struct {
 	ID        petrel.ConnID // default: made
 	Heartbeat Heartbeat     // the contract the peer was or will be told
 	Ping      []byte        // frame sent every Heartbeat.Interval; default the wire's own (a ping frame, a comment line)
+	Hostname  string        // of XHR: where the client shall send its further requests; default: where it sent the first
 }
 
 // Table is every connection of a node: it opens them, watches their age and silence once a second, and drains them.
@@ -210,7 +211,7 @@ func (t *Table) add(c *Conn) bool {
 	}
 	t.mu.Unlock()
 	if stopped {
-		c.stream.cut()
+		c.broke()
 		c.finish()
 	}
 	return !stopped
@@ -310,6 +311,9 @@ const (
 // due decides what is to be done with c. It alone touches nextPing.
 func (c *Conn) due(now time.Time, writeTimeout time.Duration) due {
 	if w := c.writing.Load(); w != 0 && now.UnixNano()-w > int64(writeTimeout) {
+		return dueCut
+	}
+	if g := c.giveUp.Load(); g != 0 && now.UnixNano() > g {
 		return dueCut
 	}
 	c.mu.Lock()
