@@ -22,6 +22,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/pusher"
 )
 
 // FeatureLevel is what this build can read and write of the log. It rises by one when a kind of event or
@@ -87,6 +88,7 @@ type Node struct {
 	admin          *adminServer
 	public         *publicSide
 	api            atomic.Pointer[api.API] // of public, for who comes from another goroutine
+	pusher         atomic.Pointer[pusher.Server]
 	demoApp        petrel.AppID
 
 	leaving    sync.Once
@@ -301,6 +303,7 @@ func (n *Node) Stop() error {
 		var errs []error
 		if n.public != nil {
 			n.api.Store(nil)
+			n.pusher.Store(nil)
 			n.public.stop()
 		}
 		if n.cell != nil {

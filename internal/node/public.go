@@ -14,6 +14,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
+	"github.com/petrel-chat/petrel/internal/pusher"
 )
 
 // reservedFiles is how many descriptors the public side leaves to the log, the projection and the admin listener.
@@ -25,6 +26,7 @@ type publicSide struct {
 	gateway  *gateway.Gateway
 	conns    *conn.Table
 	api      *api.API
+	pusher   *pusher.Server
 	served   chan struct{} // closed when Serve has returned
 }
 
@@ -45,6 +47,7 @@ func (n *Node) openPublic() error {
 		n.logger.Warn("fewer connections than configured: the process may not open more files", "connections", conns, "configured", n.cfg.MaxConnections)
 	}
 	n.mountAPI(p)
+	n.mountPusher(p)
 	n.mountDemo(p.gateway)
 	p.gateway.Handle("/", gateway.Route{Access: gateway.Public}, n.webHandler())
 	p.conns.Start()
@@ -57,6 +60,7 @@ func (n *Node) openPublic() error {
 	}()
 	n.public = p
 	n.api.Store(p.api)
+	n.pusher.Store(p.pusher)
 	return nil
 }
 
@@ -68,6 +72,7 @@ func (p *publicSide) stop() {
 	p.gateway.Stop()
 	<-p.served
 	p.api.Stop()
+	p.pusher.Stop()
 }
 
 // webHandler serves the page; without one in this build, a sentence.

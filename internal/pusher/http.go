@@ -1,0 +1,117 @@
+package pusher
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"unicode/utf8"
+
+	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// mountHTTP adds the routes of the HTTP API.
+func (s *Server) mountHTTP() {
+	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true}
+	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
+		s.opt.Gateway.Handle(pattern, route, s.call(do))
+	}
+	handle("POST /apps/{app}/events", s.postEvent)
+	s.opt.Gateway.Handle("/apps/", route, http.HandlerFunc(s.nothing))
+}
+
+// nothing answers what there is no route for.
+func (s *Server) nothing(w http.ResponseWriter, r *http.Request) {
+	err := s.opt.Gateway.ChargeStranger(r.Context())
+	if err == nil {
+		err = petrel.Errorf(petrel.CodeNotFound, "There is no such call of the HTTP API: docs/pusher.md lists them, with their methods.")
+	}
+	s.opt.Gateway.Refuse(w, r, err)
+}
+
+// call authenticates a call and answers with what do returns. One that is not authenticated is charged to its address, any other to its app.
+func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		buf, _ := s.bodies.Get().(*bytes.Buffer)
+		defer s.giveBack(buf)
+		c, err := s.authenticate(w, r, buf)
+		if err == nil {
+			err = s.opt.Gateway.Charge(c.app, 1)
+		} else if tooMany := s.opt.Gateway.ChargeStranger(r.Context()); tooMany != nil {
+			err = tooMany
+		}
+		var answer []byte
+		if err == nil {
+			answer, err = do(r, c)
+		}
+		if err != nil {
+			s.opt.Gateway.Refuse(w, r, err)
+			return
+		}
+		h := w.Header()
+		h["Content-Type"] = jsonType
+		_, _ = w.Write(answer) // the peer may be gone; the answer was for it alone
+	})
+}
+
+// jsonType is a header's value. It is never written.
+var jsonType = []string{"application/json"}
+
+// emptyObject is the answer of most calls. It is never written.
+var emptyObject = []byte("{}")
+
+// authenticate reads a call and checks who made it. The body lies in buf.
+func (s *Server) authenticate(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer) (*call, error) {
+	ps, signature, err := parseParams(r.URL.RawQuery)
+	if err != nil {
+		return nil, err
+	}
+	c := &call{app: petrel.AppID(r.PathValue("app")), params: ps}
+	if err := s.checkClaims(c.app, ps, signature); err != nil {
+		return nil, err
+	}
+	if err := readBody(w, r, buf, maxBody(s.opt.Apps.Settings(c.app))); err != nil {
+		return nil, err
+	}
+	c.body = buf.Bytes()
+	return c, s.checkSignature(r, c, signature)
+}
+
+// maxBody is how large a call of an app may be: its largest batch, with room for the escapes of JSON within JSON.
+func maxBody(set *identity.Settings) int64 {
+	return int64(set.MaxBatch)*(int64(set.MaxEventBytes)*2+2<<10) + int64(set.MaxChannels)*int64(set.MaxChannelName+3) + 16<<10
+}
+
+const keepBody = 256 << 10
+
+func newBody() any { return bytes.NewBuffer(make([]byte, 0, 4<<10)) }
+
+func (s *Server) giveBack(b *bytes.Buffer) {
+	if b.Cap() <= keepBody {
+		b.Reset()
+		s.bodies.Put(b)
+	}
+}
+
+// readBody reads the whole body. The buffer grows with what has come, not with what was promised.
+func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit int64) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	tooLarge := petrel.Errorf(petrel.CodeTooLarge, "The body is larger than %d bytes.", limit)
+	if r.ContentLength > limit {
+		w.Header().Set("Connection", "close") // rather than read it to keep the connection
+		return tooLarge
+	}
+	if _, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
+		if mbe := (*http.MaxBytesError)(nil); errors.As(err, &mbe) {
+			return tooLarge
+		}
+		return petrel.Errorf(petrel.CodeInvalidJSON, "The body did not arrive whole and in time.").Because(err)
+	}
+	if !utf8.Valid(buf.Bytes()) {
+		return petrel.Errorf(petrel.CodeInvalidUTF8, "The body is not UTF-8.")
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package pusher
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTrigger(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	a, b := w.dial(), w.dial()
+	for _, p := range []*peer{a, b} {
+		p.join("project-3", "")
+		p.join("private-x", "")
+	}
+	w.trigger(`{"name":"foo","channels":["project-3"],"data":"{\"some\":\"d\u00e4ta \ud83d\ude00\"}"}`)
+	for _, p := range []*peer{a, b} {
+		if f := p.want("foo"); f.text(t) != `{"some":"däta 😀"}` || f.Channel != "project-3" || f.UserID != "" {
+			t.Errorf("%+v", f)
+		}
+	}
+	w.trigger(`{"name":"foo","channel":"project-3","data":"x","socket_id":"` + a.id + `"}`)
+	b.want("foo")
+	a.quiet()
+	w.trigger(`{"name":"to both","channels":["private-x","project-3"],"data":"x"}`)
+	if x, y := a.want("to both"), a.want("to both"); x.Channel != "private-x" || y.Channel != "project-3" {
+		t.Errorf("%+v %+v", x, y)
+	}
+	w.trigger(`{"name":"nobody","channels":["elsewhere"],"data":"x"}`)
+	a.quiet()
+	if status, _ := w.call(signedCall{
+		method: "POST", path: "/apps/1001/events", body: `{"name":"q","data":"x"}`, query: url.Values{"channels[]": {"project-3", "private-x"}},
+	}); status != 200 {
+		t.Error(status)
+	}
+	a.want("q")
+	a.want("q")
+}
+
+// TestTriggerRefused: every limit, at it and above it.
+func TestTriggerRefused(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	list := func(n int) string {
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf(`"c%d"`, i))
+		}
+		return "[" + strings.Join(names, ",") + "]"
+	}
+	for _, c := range []struct {
+		body string
+		want int
+	}{
+		{``, 400},
+		{`x`, 400},
+		{`[]`, 400},
+		{`{}`, 400},
+		{`{"name":"n","data":"x"}`, 400},
+		{`{"channels":["a"],"data":"x"}`, 400},
+		{`{"name":"","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["a"]}`, 400},
+		{`{"name":"n","channels":["a"],"data":{"x":1}}`, 400},
+		{`{"name":"n","channels":["a"],"data":null}`, 400},
+		{`{"name":"n","channels":"a","data":"x"}`, 400},
+		{`{"name":"n","channels":["a"],"channel":"b","data":"x"}`, 400},
+		{`{"name":"n","channels":["a","a"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["a b"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["#a"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["#server-to-user-"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["#server-to-user-ada@example.org"],"data":"x"}`, 200},
+		{`{"name":"n","channels":["` + strings.Repeat("a", 200) + `"],"data":"x"}`, 200},
+		{`{"name":"n","channels":["` + strings.Repeat("a", 201) + `"],"data":"x"}`, 400},
+		{`{"name":"` + strings.Repeat("é", 200) + `","channels":["a"],"data":"x"}`, 200},
+		{`{"name":"` + strings.Repeat("n", 201) + `","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"pusher:ping","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"pusher_internal:x","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"n","channels":` + list(100) + `,"data":"x"}`, 200},
+		{`{"name":"n","channels":` + list(101) + `,"data":"x"}`, 400},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat("x", 10_240) + `"}`, 200},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat("x", 10_241) + `"}`, 413},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat(`\"`, 10_240) + `"}`, 200},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat(`\"`, 10_241) + `"}`, 413},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat(`é`, 5_120) + `"}`, 200},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat(`é`, 5_121) + `"}`, 413},
+		{`{"name":"n","channels":["a"],"data":"` + strings.Repeat(`x`, 1<<20) + `"}`, 413},
+		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1"}`, 400},
+		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1.2.3"}`, 400},
+		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1.2\n"}`, 400},
+		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1.2"}`, 200},
+		{"{\"name\":\"n\",\"channels\":[\"a\"],\"data\":\"\xff\"}", 400},
+	} {
+		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/events", body: c.body}); status != c.want {
+			t.Errorf("%.100s: %d %s; want %d", c.body, status, text, c.want)
+		}
+	}
+	w.configure(map[string]int64{"max_event_bytes": 5, "max_channels": 1, "max_event_name": 3, "max_channel_name": 4})
+	for body, want := range map[string]int{
+		`{"name":"abc","channels":["abcd"],"data":"12345"}`: 200, `{"name":"abcd","channels":["a"],"data":"x"}`: 400,
+		`{"name":"n","channels":["abcde"],"data":"x"}`: 400, `{"name":"n","channels":["a","b"],"data":"x"}`: 400, `{"name":"n","channels":["a"],"data":"123456"}`: 413,
+	} {
+		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/events", body: body}); status != want {
+			t.Errorf("%s: %d %s; want %d", body, status, text, want)
+		}
+	}
+}
+
+// TestSignatures: nothing is done for a call that the app's backend did not sign.
+func TestSignatures(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	p := w.dial()
+	p.join("a", "")
+	base := signedCall{method: "POST", path: "/apps/1001/events", body: `{"name":"n","channels":["a"],"data":"x"}`}
+	with := func(change func(*signedCall)) signedCall {
+		c := base
+		change(&c)
+		return c
+	}
+	set := func(k, v string) signedCall {
+		return with(func(c *signedCall) { c.bend = func(q url.Values) { q.Set(k, v) } })
+	}
+	del := func(k string) signedCall {
+		return with(func(c *signedCall) { c.bend = func(q url.Values) { q.Del(k) } })
+	}
+	for name, c := range map[string]struct {
+		call signedCall
+		want int
+	}{
+		"no key":            {del("auth_key"), 401},
+		"no time":           {del("auth_timestamp"), 401},
+		"no version":        {del("auth_version"), 401},
+		"no signature":      {del("auth_signature"), 401},
+		"no sum":            {del("body_md5"), 401},
+		"other sum":         {set("body_md5", strings.Repeat("0", 32)), 401},
+		"other version":     {set("auth_version", "2.0"), 401},
+		"other key":         {set("auth_key", "nobody"), 401},
+		"another app's key": {with(func(c *signedCall) { c.key, c.secret = testKey+"2", testSecret+"2" }), 401},
+		"a suspended app":   {with(func(c *signedCall) { c.path, c.key, c.secret = "/apps/1003/events", testKey+"3", testSecret+"3" }), 403},
+		"no such app":       {with(func(c *signedCall) { c.path = "/apps/7/events" }), 401},
+		"other secret":      {with(func(c *signedCall) { c.key, c.secret = testKey, "guess" }), 401},
+		"other path":        {with(func(c *signedCall) { c.bend = func(q url.Values) { q.Set("more", "1") } }), 401},
+		"cut signature":     {set("auth_signature", "12"), 401},
+		"599 s ago":         {with(func(c *signedCall) { c.at = time.Now().Add(-599 * time.Second) }), 200},
+		"602 s ago":         {with(func(c *signedCall) { c.at = time.Now().Add(-602 * time.Second) }), 401},
+		"in 599 s":          {with(func(c *signedCall) { c.at = time.Now().Add(599 * time.Second) }), 200},
+		"in 602 s":          {with(func(c *signedCall) { c.at = time.Now().Add(602 * time.Second) }), 401},
+		"no number":         {set("auth_timestamp", "now"), 401},
+		"another method":    {with(func(c *signedCall) { c.method = "PUT" }), 404},
+		"no such call":      {with(func(c *signedCall) { c.path = "/apps/1001/nothing" }), 404},
+		"parameters":        {with(func(c *signedCall) { c.query = url.Values{"Zeta": {"a b"}, "alpha": {"ü&="}} }), 200},
+		"a repeat":          {with(func(c *signedCall) { c.query = url.Values{"x[]": {"2", "1"}} }), 200},
+		"signed twice":      {with(func(c *signedCall) { c.bend = func(q url.Values) { q.Add("auth_signature", "x") } }), 400},
+	} {
+		if status, text := w.call(c.call); status != c.want {
+			t.Errorf("%s: %d %s; want %d", name, status, text, c.want)
+		}
+		if c.want == 200 {
+			p.want("n")
+		}
+	}
+	p.quiet()
+}

@@ -1,0 +1,171 @@
+package pusher
+
+import (
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/channel"
+	"github.com/petrel-chat/petrel/internal/conn"
+	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/limit"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// maxBadFrames is how many frames of a connection may be unreadable: more are no accident.
+const maxBadFrames = 10
+
+// session is one client's connection, whatever its wire: it is told of whole frames, and answers with payloads that frameFor puts into the wire's framing.
+// Nothing that it does for a frame waits.
+type session struct {
+	s     *Server
+	place *gateway.Place
+	app   petrel.AppID
+	key   string
+	id    petrel.ConnID // the socket id: the connection's name over the whole cell
+	conn  *conn.Conn    // set by OnOpen
+
+	// The reader's own: frames come one at a time.
+	rate   limit.Bucket // of frames
+	events limit.Bucket // of client events
+	bad    int
+
+	mu   sync.Mutex // guards the fields below. Lock order: this before the hub's and the connection's
+	gone bool
+	subs map[string]*subscription
+}
+
+// subscription is one channel of a session.
+type subscription struct {
+	form channel.Form
+	user petrel.UserID // who the client is there; presence channels only
+	sub  *hub.Subscription
+}
+
+// newSession makes the handler of a connection that is let in, and how it is opened. The connection is given the heartbeat that its handshake tells.
+func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (conn.Config, *session) {
+	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), subs: map[string]*subscription{}}
+	return conn.Config{ID: c.id, Heartbeat: conn.Heartbeat{Interval: s.opt.ActivityTimeout, Grace: s.opt.Grace, Epoch: 1}}, c
+}
+
+var _ conn.Handler = (*session)(nil)
+
+func (c *session) settings() *identity.Settings { return c.s.opt.Apps.Settings(c.app) }
+
+// OnOpen implements conn.Handler: it says hello (P4, P5).
+func (c *session) OnOpen(cn *conn.Conn) {
+	c.conn = cn
+	c.s.metrics.connects.WithLabelValues("ok").Inc()
+	hello := `{"socket_id":"` + string(c.id) + `","activity_timeout":` + strconv.Itoa(max(1, int(c.s.opt.ActivityTimeout.Seconds()))) + `}`
+	b := append(make([]byte, 0, 160), `{"event":"pusher:connection_established","data":`...)
+	c.send(append(appendQuoted(b, hello), '}'))
+	c.closeUnlessStill() // what changed before the table had the connection was told to nobody
+}
+
+// OnMessage implements conn.Handler.
+func (c *session) OnMessage(_ *conn.Conn, payload []byte) {
+	c.slowDown()
+	f, err := parseFrame(payload)
+	name := f.Event
+	if err == nil {
+		name, err = c.handle(&f)
+	}
+	result := "ok"
+	if err != nil {
+		result = "refused"
+		c.refuse(err)
+	}
+	if err != nil && name == "" {
+		name = "unreadable"
+		if c.bad++; c.bad >= maxBadFrames {
+			c.conn.Close(closeBadFrames, "Too many frames could not be read.")
+		}
+	}
+	c.s.metrics.frames.WithLabelValues(name, result).Inc()
+}
+
+// slowDown reads on only when the connection's rate of frames allows it: a flood waits in its sender's own socket.
+func (c *session) slowDown() {
+	r := c.s.opt.FrameRate
+	ok, wait := c.rate.Take(r, time.Now(), 1)
+	if ok {
+		return
+	}
+	c.conn.Pause()
+	time.AfterFunc(wait, c.conn.Resume)
+}
+
+// handle does what a frame asks for, and returns the name under which it is counted: "" for one that is not of the protocol.
+func (c *session) handle(f *clientFrame) (name string, err error) {
+	switch f.Event {
+	case "pusher:ping":
+		c.send([]byte(`{"event":"pusher:pong","data":{}}`)) // H3
+	case "pusher:pong":
+	case "pusher:subscribe":
+		err = c.subscribe(f)
+	case "pusher:unsubscribe":
+		err = c.unsubscribe(f)
+	default:
+		if !strings.HasPrefix(f.Event, "client-") {
+			return "", refuse(0, "There is no event %.60q for clients to send.", f.Event)
+		}
+		return "client", c.clientEvent(f)
+	}
+	return strings.TrimPrefix(f.Event, "pusher:"), err
+}
+
+// send queues a payload in the wire's framing.
+func (c *session) send(payload []byte) {
+	_ = c.conn.Send(frameFor(c.conn, payload)) // closing, or slow and thereby closed
+}
+
+// refuse tells the client what cannot be. The connection stays.
+func (c *session) refuse(err error) {
+	code, text := 0, ""
+	switch e := err.(type) { //nolint:errorlint // ours are never wrapped
+	case *refusal:
+		code, text = e.code, e.text
+	default:
+		text = gateway.NewProblem(err).Detail
+	}
+	c.send(errorPayload(code, text))
+}
+
+func errorPayload(code int, text string) []byte {
+	b := append(make([]byte, 0, 96+len(text)), `{"event":"pusher:error","data":{"message":`...)
+	b = appendQuoted(b, text)
+	if code != 0 {
+		b = strconv.AppendInt(append(b, `,"code":`...), int64(code), 10)
+	}
+	return append(b, "}}"...)
+}
+
+// closeUnlessStill closes a connection that would not be let in now.
+func (c *session) closeUnlessStill() {
+	if app, err := c.s.opt.Apps.AppOfKey(c.key); err != nil || app != c.app {
+		code, text := closeFor(err)
+		c.conn.Close(code, text)
+	}
+}
+
+// OnClose implements conn.Handler.
+func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
+	c.mu.Lock()
+	c.gone = true
+	subs := c.subs
+	c.subs = nil
+	c.mu.Unlock()
+	for _, s := range subs {
+		s.sub.Close()
+	}
+	c.place.Release()
+}
+
+// frameFor puts a payload into the framing of a connection's wire.
+func frameFor(_ *conn.Conn, payload []byte) []byte { return conn.TextFrame(payload) }
+
+// quoted is a JSON string.
+func quoted(s string) string { return string(appendQuoted(nil, s)) }

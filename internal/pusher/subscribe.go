@@ -1,0 +1,142 @@
+package pusher
+
+import (
+	"strings"
+
+	"github.com/petrel-chat/petrel/internal/channel"
+	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// wish is the data of pusher:subscribe.
+type wish struct {
+	Channel     string `json:"channel"`
+	Auth        string `json:"auth"`
+	ChannelData string `json:"channel_data"`
+}
+
+// subscribe joins a channel, or refuses it. A refusal is told twice: as pusher:error, which is what Pusher's own servers say, and as
+// pusher:subscription_error on the channel, which is what programs listen for.
+func (c *session) subscribe(f *clientFrame) error {
+	var w wish
+	if err := readData(f.Data, &w); err != nil {
+		return err
+	}
+	form, err := channel.Parse(w.Channel)
+	if err != nil {
+		return err
+	}
+	if err := c.join(&w, form); err != nil {
+		c.send(subscriptionError(w.Channel, err))
+		return err
+	}
+	return nil
+}
+
+func (c *session) join(w *wish, form channel.Form) error {
+	set := c.settings()
+	if len(w.Channel) > set.MaxChannelName && form.Kind != channel.ServerToUser {
+		return refuse(0, "The channel name is longer than %d characters.", set.MaxChannelName)
+	}
+	if err := c.authorize(w, form); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.gone:
+		return nil
+	case c.subs[w.Channel] != nil:
+		return refuse(0, "This connection is subscribed to the channel %s already.", w.Channel)
+	case len(c.subs) >= set.MaxSubscriptions:
+		return refuse(0, "A connection may have at most %d subscriptions.", set.MaxSubscriptions)
+	}
+	s := &subscription{form: form}
+	name := w.Channel
+	r := hub.Request{
+		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireSocket,
+		Ended: func(ended *hub.Subscription, err error) { c.ended(name, ended, err) },
+	}
+	r.Admitted = func() { c.send(succeeded(name)) }
+	sub, err := c.s.opt.Hub.Subscribe(r)
+	if err != nil {
+		return err
+	}
+	s.sub = sub
+	c.subs[name] = s
+	return nil
+}
+
+// authorize checks the signature that a channel needs: HMAC-SHA256 of socket id, channel and channel data under a secret of the connection's app.
+func (c *session) authorize(w *wish, form channel.Form) error {
+	if form.Kind == channel.ServerToUser {
+		return refuse(int(closeUnauthorized), "Only the connections of the user may subscribe to %s: sign in first.", w.Channel)
+	}
+	if !form.Authorised() {
+		return nil
+	}
+	text := string(c.id) + ":" + w.Channel
+	if form.Kind == channel.Presence {
+		text += ":" + w.ChannelData
+	}
+	if !c.signed(w.Auth, text) {
+		return refuse(int(closeUnauthorized), "The auth of %s is not a signature of this app over this connection's socket id and the channel.", w.Channel)
+	}
+	return nil
+}
+
+// signed checks an auth string, key:signature, over a text.
+func (c *session) signed(auth, text string) bool {
+	key, mac, ok := strings.Cut(auth, ":")
+	app, err := c.s.opt.Apps.Verify(key, []byte(text), mac)
+	return ok && err == nil && app == c.app
+}
+
+// ended forgets a subscription that the hub refused after all.
+func (c *session) ended(name string, sub *hub.Subscription, err error) {
+	c.mu.Lock()
+	if s := c.subs[name]; s != nil && s.sub == sub {
+		delete(c.subs, name)
+	}
+	c.mu.Unlock()
+	c.send(subscriptionError(name, err))
+	c.refuse(err)
+}
+
+// unsubscribe leaves a channel. It is not answered, and leaving one that it is not on is nothing.
+func (c *session) unsubscribe(f *clientFrame) error {
+	var w wish
+	if err := readData(f.Data, &w); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	s := c.subs[w.Channel]
+	delete(c.subs, w.Channel)
+	c.mu.Unlock()
+	if s != nil {
+		s.sub.Close()
+	}
+	return nil
+}
+
+func succeeded(name string) []byte {
+	b := append(make([]byte, 0, 96+len(name)), `{"event":"pusher_internal:subscription_succeeded","channel":`...)
+	return append(appendQuoted(b, name), `,"data":"{}"}`...)
+}
+
+// subscriptionError is what pusher-js makes itself when its own call for a signature fails, so that programs need to listen for one thing only.
+func subscriptionError(name string, err error) []byte {
+	text := gateway.NewProblem(err).Detail
+	kind, status := "SubscriptionError", "400"
+	if r, ok := err.(*refusal); ok { //nolint:errorlint // ours are never wrapped
+		text = r.text
+		if r.code == int(closeUnauthorized) {
+			kind, status = "AuthError", "401"
+		}
+	}
+	data := `{"type":"` + kind + `","error":` + quoted(text) + `,"status":` + status + `}`
+	b := append(make([]byte, 0, 128+2*len(data)), `{"event":"pusher:subscription_error","channel":`...)
+	b = append(appendQuoted(b, name), `,"data":`...)
+	return append(appendQuoted(b, data), '}')
+}
