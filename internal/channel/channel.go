@@ -1,12 +1,15 @@
 // Package channel holds the rules of Pusher's channels: what a name says of its channel, what may be in it,
 // who may speak on it, what a member is, and the last publication that a cache channel keeps.
-// Everything about them is ephemeral; nothing here is written to the log except what webhooks were told.
+// Everything about them is ephemeral; nothing here is written to the log except what webhooks were told (command.go, fold.go):
+// whoever owns a channel compares that with what is so, and writes down the difference, in the entry of the webhooks that tell it.
 //
 // # Invariants
 //
 //   - A Form comes from Parse alone: below it, no name is looked at again.
 //   - What Parse and ParseMember refuse has a code and a sentence; they never panic, whatever they are given.
 //   - A Cache never holds more bytes than it was given, and gives out nothing that is older than its app allows, or that a client sent.
+//   - What was told of a channel is one row and its members; who changes it guards it. Every change of it is told once, and a
+//     channel is vacated only after its last member was told to have left.
 //
 // A caller may rely on names and members being compared byte by byte: nothing is normalised.
 package channel

@@ -240,6 +240,9 @@ var decoders = map[Kind]func([]byte) (Event, error){
 	KindMessagePosted:  into[MessagePosted],
 	KindMessageEdited:  into[MessageEdited],
 	KindMessageDeleted: into[MessageDeleted],
+
+	KindChannelStateSet: into[ChannelStateSet],
+	KindChannelMissed:   into[ChannelMissed],
 }
 
 // since says which feature level brought a kind; a kind that is not listed came with level 1, the first. It is
@@ -247,6 +250,7 @@ var decoders = map[Kind]func([]byte) (Event, error){
 var since = map[Kind]int{
 	KindAppConfigured: 2,
 	KindAppHookSet:    2, KindAppHookRemoved: 2,
+	KindChannelStateSet: 2, KindChannelMissed: 2,
 }
 
 // Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.

@@ -58,6 +58,12 @@ var samples = map[string]Event{
 	"message_edited": MessageEdited{
 		Room: "lobby", ID: "m-1", Text: "hello", Custom: []byte(`{}`), Mentions: []petrel.UserID{"bob"}, Seq: 7, User: "ada", CreatedAt: 1700000000000,
 	},
+	"channel_state_set": ChannelStateSet{
+		Channel: "presence-lobby", Occupied: true, Was: true, Joined: []petrel.UserID{"ada"}, Left: []petrel.UserID{"Bob B."}, Count: 3, Counted: true,
+	},
+	"channel_state_set_bare": ChannelStateSet{Channel: "lobby"},
+	"channel_missed":         ChannelMissed{Channel: "cache-ticker"},
+
 	"message_deleted": MessageDeleted{Room: "lobby", ID: "m-1", Seq: 7, User: "ada", CreatedAt: 1700000000000, EditedAt: 1700000001000},
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/petrel-chat/petrel/internal/apply"
+	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/identity"
@@ -33,6 +34,7 @@ var goldenStories = [][]string{
 	},
 	{"shard_founded", "shard_founded_after"},
 	{"shard_founded", "app_created", "app_hook_set_bare", "app_hook_set", "app_hook_removed"},
+	{"shard_founded", "app_created", "channel_state_set", "channel_missed", "channel_state_set_bare"},
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
 	{"shard_founded", "app_created_bare", "app_configured", "app_configured_bare"},
 }
@@ -74,6 +76,7 @@ func tellGolden(t *testing.T, got io.Writer, story []string) {
 	loop, err := apply.New(apply.Options{Store: store, Domains: []apply.Domain{
 		{Name: "identity", Kinds: identity.Kinds(), Guards: identity.GuardKinds(), Fold: identity.Fold, Version: identity.Version},
 		{Name: "chat", Kinds: chat.Kinds(), Guards: chat.GuardKinds(), Fold: chat.Fold, Version: chat.Version},
+		{Name: "channel", Kinds: channel.Kinds(), Guards: channel.GuardKinds(), Fold: channel.Fold, Version: channel.Version},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/apply"
+	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/identity"
@@ -16,13 +17,14 @@ import (
 
 // modules and domains are what the one shard of this installation holds. Their order is that of the schema.
 func modules() []projection.Module {
-	return []projection.Module{apply.Module(), identity.Module(), chat.Module()}
+	return []projection.Module{apply.Module(), identity.Module(), chat.Module(), channel.Module()}
 }
 
 func (n *Node) domains() []apply.Domain {
 	return []apply.Domain{
 		{Name: "identity", Kinds: identity.Kinds(), Guards: identity.GuardKinds(), Fold: identity.Fold, Version: identity.Version, Publish: n.directory.Publish},
 		{Name: "chat", Kinds: chat.Kinds(), Guards: chat.GuardKinds(), Fold: chat.Fold, Version: chat.Version, Publish: chat.Publish},
+		{Name: "channel", Kinds: channel.Kinds(), Guards: channel.GuardKinds(), Fold: channel.Fold, Version: channel.Version, Publish: channel.Publish},
 	}
 }
 
