@@ -92,6 +92,7 @@ func (t *transaction) entry(tx *projection.Tx, index uint64, e *event.Entry) (ou
 		if d == nil {
 			return o, fmt.Errorf("no domain folds event kind %d", ev.EventKind())
 		}
+		stamp.Seqs = o.seqs[:i:i]
 		if o.seqs[i], err = d.Fold(tx, stamp, ev); err != nil {
 			return o, fmt.Errorf("%s: event %d, kind %d: %w", d.Name, i, ev.EventKind(), err)
 		}

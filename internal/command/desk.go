@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,6 +86,10 @@ type Options struct {
 	// Level is the feature level that every node of the cell can read; what needs a higher one is refused with
 	// CodeUpgrading. nil: everything may be written.
 	Level func() int
+	// Consequences returns what else goes into the entry of a decision that has events: more events and guards, of other
+	// domains (the webhooks that a message causes). It is asked in the snapshot that was decided on; s.Seqs is empty. Its events follow those
+	// of the decision, so they may name these by their place. A refusal refuses the command. nil: nothing follows from anything.
+	Consequences func(r *projection.Reader, s event.Stamp, d event.Decision) ([]event.Event, []event.Guard, error)
 	// Needs is the level that an event needs. Default event.Level.
 	Needs func(event.Event) int
 	// Attempts at deciding a command whose guards keep failing. Default 12.
@@ -250,6 +255,7 @@ func (d *Desk) readable(events []event.Event) error {
 type try struct {
 	stamp    event.Stamp
 	decision event.Decision
+	asked    int            // events of the command itself; what follows from them comes behind
 	applied  petrel.Applied // that it was decided on
 	joined   func()         // of the command's Meta
 }
@@ -266,14 +272,31 @@ func (d *Desk) decide(ctx context.Context, actor petrel.Actor, meta Meta, cmd Co
 			return err
 		}
 		var err error
-		t.decision, err = cmd.Decide(r, t.stamp)
-		return err
+		if t.decision, err = cmd.Decide(r, t.stamp); err != nil {
+			return err
+		}
+		t.asked = len(t.decision.Events)
+		return d.follow(r, &t)
 	})
 	d.metrics.decide.Observe(d.opt.Now().Sub(start).Seconds())
 	if errors.Is(err, petrel.ErrStopped) {
 		return try{}, petrel.Errorf(petrel.CodeDraining, "This node is stopping. Try again in a moment.").After(retrySoon).Because(err)
 	}
 	return t, err
+}
+
+// follow adds to a decision what follows from it.
+func (d *Desk) follow(r *projection.Reader, t *try) error {
+	if d.opt.Consequences == nil || t.asked == 0 {
+		return nil
+	}
+	events, guards, err := d.opt.Consequences(r, t.stamp, t.decision)
+	if err != nil {
+		return err
+	}
+	t.decision.Events = append(t.decision.Events[:t.asked:t.asked], events...)
+	t.decision.Guards = append(slices.Clip(t.decision.Guards), guards...)
+	return nil
 }
 
 // commit appends the attempt and waits for its outcome. An error that wraps ErrNotAppended says
@@ -361,7 +384,7 @@ func (d *Desk) passBarrier(ctx context.Context) error {
 func (d *Desk) changed(t try, out apply.Outcome) Result {
 	t.stamp.Index = out.Index
 	return Result{
-		Answer: t.decision.Answer(t.stamp, out.Seqs), Repeated: t.decision.Repeated, Changed: true,
+		Answer: t.decision.Answer(t.stamp, out.Seqs[:t.asked]), Repeated: t.decision.Repeated, Changed: true,
 		Position: petrel.Position{Shard: d.opt.Shard, Epoch: d.opt.Projection.Applied().Epoch, Index: out.Index},
 	}
 }

@@ -82,6 +82,8 @@ type Stamp struct {
 	Command petrel.CommandID
 	Print   uint64 // fingerprint of the command's content; 0 where nothing is kept
 	Request petrel.RequestID
+	// Seqs are those that the entry's earlier events took: len(Seqs) is the event's place in the entry.
+	Seqs []uint64
 }
 
 // Stamp returns the stamp of e at index.
@@ -243,6 +245,12 @@ var decoders = map[Kind]func([]byte) (Event, error){
 
 	KindChannelStateSet: into[ChannelStateSet],
 	KindChannelMissed:   into[ChannelMissed],
+	KindJobsQueued:      into[JobsQueued],
+	KindJobsBegun:       into[JobsBegun],
+	KindJobsReported:    into[JobsReported],
+	KindJobRunnerBegan:  into[JobRunnerBegan],
+	KindJobsRepeated:    into[JobsRepeated],
+	KindJobsDiscarded:   into[JobsDiscarded],
 }
 
 // since says which feature level brought a kind; a kind that is not listed came with level 1, the first. It is
@@ -251,6 +259,8 @@ var since = map[Kind]int{
 	KindAppConfigured: 2,
 	KindAppHookSet:    2, KindAppHookRemoved: 2,
 	KindChannelStateSet: 2, KindChannelMissed: 2,
+
+	KindJobsQueued: 2, KindJobsBegun: 2, KindJobsReported: 2, KindJobRunnerBegan: 2, KindJobsRepeated: 2, KindJobsDiscarded: 2,
 }
 
 // Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.

@@ -65,6 +65,19 @@ var samples = map[string]Event{
 	"channel_missed":         ChannelMissed{Channel: "cache-ticker"},
 
 	"message_deleted": MessageDeleted{Room: "lobby", ID: "m-1", Seq: 7, User: "ada", CreatedAt: 1700000000000, EditedAt: 1700000001000},
+
+	"jobs_queued": JobsQueued{
+		Batch: petrel.EntryID{1, 2, 3, 4, 5, 6, 0x70, 8, 0x89, 10, 11, 12, 13, 14, 15, 16}, Bodies: [][]byte{[]byte(`{"text":"hi"}`)},
+		Jobs: []QueuedJob{{Kind: "webhook", Target: "h1", Body: 1, Cause: 1}, {Kind: "mail", Data: []byte("dear ⚓"), Due: 1700000009000}},
+	},
+	"jobs_queued_bare": JobsQueued{Batch: petrel.EntryID{15: 1}, Jobs: []QueuedJob{{Kind: "webhook"}}},
+	"jobs_begun":       JobsBegun{App: "1001", Jobs: []uint64{1 << 16, 1<<16 | 1}},
+	"jobs_reported": JobsReported{App: "1001", Jobs: []JobReport{
+		{Job: 1 << 16, Outcome: JobFailed, Due: 1700000005000, Error: "500 Internal Server Error"}, {Job: 1<<16 | 1, Outcome: JobDead, Error: "410 Gone"},
+	}},
+	"job_runner_began": JobRunnerBegan{Node: "n1.abcdef", Term: 7},
+	"jobs_repeated":    JobsRepeated{App: "1001", Jobs: []uint64{1<<16 | 1}},
+	"jobs_discarded":   JobsDiscarded{App: "1001", Jobs: []uint64{1 << 16}},
 }
 
 // envelope is the entry that every golden file holds, with one event in it.

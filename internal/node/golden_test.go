@@ -19,6 +19,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
@@ -36,6 +37,8 @@ var goldenStories = [][]string{
 	{"shard_founded", "app_created", "app_hook_set_bare", "app_hook_set", "app_hook_removed"},
 	{"shard_founded", "app_created", "channel_state_set", "channel_missed", "channel_state_set_bare"},
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
+	{"jobs_queued", "job_runner_began", "jobs_begun", "jobs_reported", "jobs_repeated", "jobs_discarded"}, // numbers of jobs begin with the index: 1
+	{"jobs_queued_bare"},
 	{"shard_founded", "app_created_bare", "app_configured", "app_configured_bare"},
 }
 
@@ -77,6 +80,7 @@ func tellGolden(t *testing.T, got io.Writer, story []string) {
 		{Name: "identity", Kinds: identity.Kinds(), Guards: identity.GuardKinds(), Fold: identity.Fold, Version: identity.Version},
 		{Name: "chat", Kinds: chat.Kinds(), Guards: chat.GuardKinds(), Fold: chat.Fold, Version: chat.Version},
 		{Name: "channel", Kinds: channel.Kinds(), Guards: channel.GuardKinds(), Fold: channel.Fold, Version: channel.Version},
+		{Name: "job", Kinds: job.Kinds(), Guards: job.GuardKinds(), Fold: job.Fold, Version: job.Version},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/api"
 	"github.com/petrel-chat/petrel/internal/apply"
 	"github.com/petrel-chat/petrel/internal/command"
+	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -54,6 +55,8 @@ type Options struct {
 	CompareEvery time.Duration
 	// ScrubEvery is how often the leader compares all rows of all replicas. Default 1 h.
 	ScrubEvery time.Duration
+	// Jobs are more kinds of jobs and who carries them out, for tests.
+	Jobs map[string]effect.Handler
 	// Faults are for tests of the checker. nil: none.
 	Faults *Faults
 	// recovers makes this member the only one of its group before the log is opened (recover.go).
@@ -80,6 +83,7 @@ type Node struct {
 	hub       *hub.Hub
 	desk      *command.Desk
 
+	jobs      atomic.Pointer[effect.Runner] // of the shard; nil until the desk is there
 	directory *identity.Directory
 
 	adminListener  net.Listener
@@ -233,6 +237,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if n.agreement != nil {
 		n.agreement.start()
 	}
+	n.jobs.Load().Start()
 	n.logger.Info("ready", "listen", n.Addr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
 	return n.notice(n.opt.Notice, app, made)
 }
@@ -276,6 +281,7 @@ func (n *Node) Drain(ctx context.Context) {
 		n.cell.announce()
 		defer n.cell.handOver(ctx)
 	}
+	defer n.restJobs(ctx) // before leadership is given away
 	if n.public == nil {
 		return
 	}
@@ -313,6 +319,7 @@ func (n *Node) Stop() error {
 			}
 			n.cell.stopServing()
 		}
+		n.stopJobs()
 		if n.shard != nil {
 			errs = append(errs, n.closeShard())
 		}

@@ -11,13 +11,14 @@ import (
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 // modules and domains are what the one shard of this installation holds. Their order is that of the schema.
 func modules() []projection.Module {
-	return []projection.Module{apply.Module(), identity.Module(), chat.Module(), channel.Module()}
+	return []projection.Module{apply.Module(), identity.Module(), chat.Module(), channel.Module(), job.Module()}
 }
 
 func (n *Node) domains() []apply.Domain {
@@ -25,6 +26,7 @@ func (n *Node) domains() []apply.Domain {
 		{Name: "identity", Kinds: identity.Kinds(), Guards: identity.GuardKinds(), Fold: identity.Fold, Version: identity.Version, Publish: n.directory.Publish},
 		{Name: "chat", Kinds: chat.Kinds(), Guards: chat.GuardKinds(), Fold: chat.Fold, Version: chat.Version, Publish: chat.Publish},
 		{Name: "channel", Kinds: channel.Kinds(), Guards: channel.GuardKinds(), Fold: channel.Fold, Version: channel.Version, Publish: channel.Publish},
+		{Name: "job", Kinds: job.Kinds(), Guards: job.GuardKinds(), Fold: job.Fold, Version: job.Version, Publish: n.publishJobs},
 	}
 }
 
@@ -47,11 +49,15 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 			n.fail(fmt.Errorf("read the apps after a snapshot was installed: %w", err))
 		}
 		n.hub.OnRestore()
+		if r := n.jobs.Load(); r != nil {
+			r.Look()
+		}
 	})
 	n.desk = command.New(command.Options{
 		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level, Now: n.opt.Faults.now(),
 		Logger: n.logger, Registerer: n.reg,
 	})
+	n.openJobs()
 	n.hub.Start()
 	return nil
 }

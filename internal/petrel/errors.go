@@ -47,6 +47,9 @@ const (
 	CodeUpgrading        Code = "upgrading"              // 503 the cell has nodes of an older build that could not read this
 	CodeOverloaded       Code = "overloaded"             // 503 admission control
 	CodeTimeout          Code = "timeout"                // 503 the deadline passed before anything was appended
+	CodeJobNotFound      Code = "job_not_found"          // 404
+	CodeJobState         Code = "job_state"              // 409 the job is not in a state that allows it
+	CodeJobsFull         Code = "jobs_full"              // 429 as many jobs of the app wait, or are dead, as may be
 )
 
 // Error is a refusal meant for a caller: a stable code and a sentence for people.

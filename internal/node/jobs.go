@@ -1,0 +1,65 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/effect"
+	"github.com/petrel-chat/petrel/internal/event"
+	"github.com/petrel-chat/petrel/internal/job"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// stopRest is how long Stop leaves the runner of jobs to write down what it did, when nobody drained the node before.
+const stopRest = time.Second
+
+// openJobs makes the runner of the shard's jobs. It rests until Start, and on every node that does not lead.
+func (n *Node) openJobs() {
+	kinds, policies := n.jobKinds()
+	n.jobs.Store(effect.New(effect.Options{
+		Book: effect.NewBook(n.desk, n.shard.store.View), Node: n.self.Member, Leading: n.runsJobs, Kinds: kinds, Policies: policies,
+		Now: n.opt.Faults.now(), Logger: n.logger, Registerer: n.reg,
+	}))
+}
+
+// jobKinds are the kinds of jobs that this build carries out.
+func (n *Node) jobKinds() (map[string]effect.Handler, map[string]effect.Policy) {
+	kinds, policies := map[string]effect.Handler{}, map[string]effect.Policy{}
+	for kind, h := range n.opt.Jobs {
+		kinds[kind] = h
+	}
+	return kinds, policies
+}
+
+// runsJobs says whether this node is to run the jobs: it leads and stays.
+func (n *Node) runsJobs() (term uint64, ok bool) {
+	st := n.shard.log.Status()
+	return st.Term, st.IsLeader && st.Stopped == nil && (n.fencer == nil || n.fencer.why() == "")
+}
+
+// publishJobs tells the runner what has come to wait.
+func (n *Node) publishJobs(s event.Stamp, ev event.Event, _ uint64) []petrel.Publication {
+	if r := n.jobs.Load(); r != nil {
+		r.Notice(job.Notices(s, ev)...)
+	}
+	return nil
+}
+
+// restJobs lets what runs come to its end, and the log know of it, before this node stops or leads no more.
+func (n *Node) restJobs(ctx context.Context) {
+	if r := n.jobs.Load(); r != nil {
+		r.Rest(ctx)
+	}
+}
+
+// stopJobs ends the runner.
+func (n *Node) stopJobs() {
+	r := n.jobs.Load()
+	if r == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopRest)
+	defer cancel()
+	r.Rest(ctx)
+	r.Stop()
+}
