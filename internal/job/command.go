@@ -118,10 +118,10 @@ const Now = 1
 
 // Stepped is what a Step did.
 type Stepped struct {
-	Runner uint64 // for the next step
-	Begun []Job   // with their bodies; State, Attempts and At are those of the attempt
-	Next  []int64 // for each Take, when the lane's next job is due, Unix milliseconds; 0: no other waits, Now: one is
-	Lost  []ID    // reported, but not running: they were never this runner's
+	Runner uint64  // for the next step
+	Begun  []Job   // with their bodies; State, Attempts and At are those of the attempt
+	Next   []int64 // for each Take, when the lane's next job is due, Unix milliseconds; 0: no other waits, Now: one is
+	Lost   []ID    // reported, but not running: they were never this runner's
 }
 
 // CommandKind names the kind of command: a label of metrics.

@@ -93,7 +93,10 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 			_, err := Step{Take: []Take{{Lane: Lane{"big", "1"}, N: 5}, {Lane: Lane{"small", ""}, N: 5}}}.Decide(r, event.Stamp{Actor: system, At: w.now})
 			return err
 		},
-		"list":    func(r *projection.Reader) error { _, err := List(r, ListQuery{App: "big", State: Waiting, Limit: 5}); return err },
+		"list": func(r *projection.Reader) error {
+			_, err := List(r, ListQuery{App: "big", State: Waiting, Limit: 5})
+			return err
+		},
 		"enqueue": func(r *projection.Reader) error { _, err := Queue(r, "big", Limits{}, New{Kind: "mail"}); return err },
 		"running": func(r *projection.Reader) error { _, err := ListRunning(r, Job{}, 5); return err },
 	}
