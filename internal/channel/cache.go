@@ -61,12 +61,15 @@ func (c *Cache) Keep(p *petrel.Publication) {
 	ttl := min(c.ttl(p.Channel.App), DefaultCacheTTL)
 	now := time.Now()
 	left := ttl - max(0, now.Sub(p.At)) // clocks of nodes may differ: what seems to come from the future begins now
-	if left <= 0 || size(p) > c.max {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.apps[p.Channel.App]
+	if left <= 0 || size(p) > c.max { // then there is none: an older one is not the last
+		if a != nil && a.at[p.Channel] != nil {
+			c.remove(a, a.at[p.Channel])
+		}
+		return
+	}
 	if a == nil {
 		a = &appCache{at: map[petrel.Channel]*list.Element{}}
 		c.apps[p.Channel.App] = a

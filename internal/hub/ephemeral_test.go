@@ -55,6 +55,12 @@ func (n *cellNode) stop() {
 
 func roll(r *Roster) []byte {
 	b := fmt.Appendf(nil, "%d:", r.Count)
+	for i, m := range r.Members {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = fmt.Appendf(b, "%s=%s", m.ID, m.Info)
+	}
 	for i, user := range r.Users {
 		if i > 0 {
 			b = append(b, ',')
@@ -64,17 +70,30 @@ func roll(r *Roster) []byte {
 	return b
 }
 
+func delta(d *Delta) []byte {
+	if d.Here {
+		return fmt.Appendf(nil, "+%s=%s", d.Member.ID, d.Member.Info)
+	}
+	return fmt.Appendf(nil, "-%s", d.Member.ID)
+}
+
 func wordsAnd(p *petrel.Publication) []byte { return fmt.Append(nil, p.Type, string(p.Data)) }
 
 // startNode puts a node on the network; every channel's history is empty.
-func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation uint64) *cellNode {
+func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation uint64, before ...func(*Hub)) *cellNode {
 	t.Helper()
 	b, err := bus.New(bus.Options{Node: name, Incarnation: incarnation}, net.Join())
 	if err != nil {
 		t.Fatal(err)
 	}
 	empty := func(context.Context, Want) (Page, error) { return Page{}, nil }
-	h := New(Options{Encoders: []func(*petrel.Publication) []byte{wordsAnd}, Rosters: []func(*Roster) []byte{roll}, History: empty})
+	h := New(Options{
+		Encoders: []func(*petrel.Publication) []byte{wordsAnd}, Rosters: []func(*Roster) []byte{roll}, Deltas: []func(*Delta) []byte{delta}, History: empty,
+		Last: &memory{kept: map[petrel.Channel]petrel.Publication{}},
+	})
+	for _, fn := range before {
+		fn(h)
+	}
 	b.Handle(1, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
 	b.Serve(1, h.Answer)
 	b.OnChange(func(all []bus.Peer) {

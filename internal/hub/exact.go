@@ -1,10 +1,22 @@
 package hub
 
 import (
+	"cmp"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
+
+// An exact channel is one of Pusher's clients, or of a user's connections. It has no history, so that subscriptions to it are live from the moment
+// in which they are admitted; and there is no second list that would mend a lost arrival, so that nothing is dropped: a subscriber that has no room is
+// closed as slow, and comes back to a new list.
+//
+// A subscription is *pending* until it is admitted: until the other nodes know that this one listens, so that what anybody publishes after
+// Admitted is heard; and, where it wants to know who is there, until every living node has said who is on it. Neither takes more than
+// rosterWithin. Where that is known already, and on a node that is alone, it is admitted before Subscribe returns.
+func exact(ch petrel.Channel) bool { return ch.Kind != petrel.ChannelRoom }
 
 // Member is who is there by a subscription.
 type Member struct {
@@ -15,20 +27,237 @@ type Member struct {
 // MaxInfo is the largest Member.Info, in bytes. Whoever subscribes has smaller limits for people.
 const MaxInfo = 16 << 10
 
+// maxID is the longest Member.ID, in bytes.
+const maxID = 512
+
 // Delta is one arrival or departure on an exact channel.
 type Delta struct {
 	Channel petrel.Channel
-	Member  Member
-	Here    bool // came; else left
+	Member  Member // of one who left only the ID
+	Here    bool   // came; else left
 }
 
 // TypeCount is the type of the publications that tell how many subscriptions a channel has; their data is {"subscription_count":N}.
 const TypeCount = "subscription.count"
 
-// Keeper keeps the last publication of each channel that has one for who comes later (channel.Cache). Its methods must not block.
-type Keeper interface {
-	// Keep notes a publication that this node heard, in the order in which it is offered here.
-	Keep(p *petrel.Publication)
-	// Kept returns a channel's last publication, and how long it is kept yet.
-	Kept(ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool)
+const (
+	// manySubs: as long as a channel has no more subscriptions, every change of their number is told, else one every manyEvery.
+	manySubs  = 100
+	manyEvery = 5 * time.Second
+)
+
+// subscribeExact is Subscribe on an exact channel; the shard's lock is held.
+func (h *Hub) subscribeExact(s *Subscription) (*Subscription, error) {
+	c := h.channelOf(s.shard, s.to.Channel)
+	s.mode = pending
+	h.add(c, s)
+	h.listen(c)
+	h.follow(c, s)
+	if h.admissible(c, s, s.from) {
+		if err := h.admit(c, s, s.from); err != nil {
+			s.remove()
+			return nil, err
+		}
+		return s, nil
+	}
+	c.waiting = append(c.waiting, s)
+	h.mark(c)
+	return s, nil
+}
+
+// admissible says whether s need not wait any more.
+func (h *Hub) admissible(c *channel, s *Subscription, now time.Time) bool {
+	alive := *h.lane.peers.Load()
+	if len(alive) == 0 || now.Sub(s.from) >= rosterWithin {
+		return true
+	}
+	if s.to.Presence { // who has said something about the channel knows that it is heard
+		return c.view.whole(alive)
+	}
+	return h.lane.isReady(c.bucket)
+}
+
+// admitWaiting admits who has waited long enough; the shard's lock is held.
+func (h *Hub) admitWaiting(c *channel, now time.Time) {
+	if len(c.waiting) == 0 {
+		return
+	}
+	waiting := c.waiting
+	c.waiting = nil
+	for _, s := range waiting {
+		switch {
+		case s.mode != pending:
+		case !h.admissible(c, s, now):
+			c.waiting = append(c.waiting, s)
+		default:
+			if err := h.admit(c, s, now); err != nil {
+				s.remove()
+				if s.to.Ended != nil {
+					h.lane.after = append(h.lane.after, func() { s.to.Ended(s, err) })
+				}
+			}
+		}
+	}
+}
+
+// admit makes s live, unless the channel is full: what it must hear first is queued before anything else; the shard's lock is held.
+func (h *Hub) admit(c *channel, s *Subscription, now time.Time) error {
+	if err := h.letIn(c, s); err != nil {
+		return err
+	}
+	s.mode = live
+	h.enter(c, s)
+	if s.to.Admitted != nil {
+		s.to.Admitted()
+	}
+	if s.to.Presence {
+		// The others hear of it at once, and of everything before: whoever has a list has the same one, and s begins with it.
+		h.tellExact(c, now)
+		s.listed = true
+		h.tellApart(s, h.opt.Rosters[s.to.Wire](h.exactRoster(c)))
+	}
+	if s.to.Counts {
+		c.view.due = true
+	}
+	if s.to.Last {
+		h.giveLast(c, s)
+	}
+	return nil
+}
+
+// letIn refuses a member who is not there when the channel is full.
+func (h *Hub) letIn(c *channel, s *Subscription) error {
+	m, limit, v := s.to.Member, s.to.MaxMembers, c.view
+	if m == nil || limit <= 0 || v == nil || v.shows(m.ID) {
+		return nil
+	}
+	if len(v.count) >= limit {
+		h.metrics.full.Inc()
+		return petrel.Errorf(petrel.CodeLimitReached, "The channel has %d members already, which is as many as it may have.", len(v.count))
+	}
+	if v.shown() >= limit { // those who left a moment ago make room
+		for user := range v.held {
+			v.release(user)
+		}
+	}
+	return nil
+}
+
+// showExact tells the channel's subscribers, watchers and observer what changed; the shard's lock is held. It says whether something waits for its time.
+func (h *Hub) showExact(c *channel, v *view, whole bool, now time.Time) (waits bool) {
+	h.tellExact(c, now)
+	total := c.counted + v.subscriptions()
+	waits = h.tellCount(c, v, total, whole, now)
+	waits = h.tellWatchers(c, v, total, whole, now) || waits
+	if c.observed && (v.touched || whole != v.wasWhole) {
+		v.until = now.Add(keepView)
+		ch := c.name
+		h.lane.after = append(h.lane.after, func() { h.observer.Changed(ch) })
+	}
+	v.touched, v.wasWhole = false, whole
+	return waits
+}
+
+// tellExact tells everybody who has a list who came and went since; the shard's lock is held.
+func (h *Hub) tellExact(c *channel, now time.Time) {
+	v := c.view
+	v.expire(now)
+	if len(v.told) == 0 {
+		return
+	}
+	deltas := make([]Delta, 0, len(v.told))
+	for user, was := range v.told {
+		if is := v.shows(user); is != was {
+			deltas = append(deltas, Delta{Channel: c.name, Member: Member{ID: user}, Here: is})
+		}
+	}
+	clear(v.told)
+	slices.SortFunc(deltas, func(a, b Delta) int { // who leaves makes room
+		if a.Here != b.Here {
+			if b.Here {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.Member.ID, b.Member.ID)
+	})
+	for i := range deltas {
+		d := &deltas[i]
+		var frames [MaxWires][]byte
+		for _, s := range c.subs {
+			if !s.listed || s.mode != live {
+				continue
+			}
+			if frames[s.to.Wire] == nil {
+				if d.Here {
+					d.Member = h.member(c, d.Member.ID)
+				}
+				frames[s.to.Wire] = h.opt.Deltas[s.to.Wire](d)
+			}
+			h.tellApart(s, frames[s.to.Wire])
+		}
+	}
+}
+
+// exactRoster lists who is in an exact channel, with what is shown of them.
+func (h *Hub) exactRoster(c *channel) *Roster {
+	users := c.view.users()
+	r := &Roster{Channel: c.name, Members: make([]Member, 0, len(users)), Count: len(users), Partial: !c.view.whole(*h.lane.peers.Load())}
+	for _, user := range users {
+		r.Members = append(r.Members, h.member(c, user))
+	}
+	return r
+}
+
+// member is what is shown of a user who is shown: of several nodes the first one's word, by name, so that all nodes show the same.
+func (h *Hub) member(c *channel, user petrel.UserID) Member {
+	info, from := c.view.held[user].info, petrel.NodeID("")
+	if at, here := c.local[user]; here {
+		info = at.info
+		if r := h.relayed(); r != nil {
+			from = r.Node()
+		}
+	}
+	for node, r := range c.view.reports {
+		if said, there := r.users[user]; there && (from == "" || node < from) {
+			info, from = said, node
+		}
+	}
+	m := Member{ID: user}
+	if info != "" {
+		m.Info = []byte(info)
+	}
+	return m
+}
+
+// tellCount tells how many subscriptions there are, if somebody wants to know and it is time.
+func (h *Hub) tellCount(c *channel, v *view, total int, whole bool, now time.Time) (waits bool) {
+	if total == v.number && !v.due {
+		return false
+	}
+	if !whole && now.Sub(v.born) < rosterWithin {
+		return true
+	}
+	if total > manySubs && now.Before(v.countAt) {
+		return true
+	}
+	v.number, v.due, v.countAt = total, false, now.Add(manyEvery)
+	data := append(strconv.AppendInt([]byte(`{"subscription_count":`), int64(total), 10), '}')
+	p := petrel.Publication{Channel: c.name, Type: TypeCount, At: now.UTC().Truncate(time.Millisecond), Data: data}
+	var frames [MaxWires][]byte
+	for _, s := range c.subs {
+		if !s.to.Counts || s.mode != live {
+			continue
+		}
+		if frames[s.to.Wire] == nil {
+			frames[s.to.Wire] = h.opt.Encoders[s.to.Wire](&p)
+		}
+		h.tellApart(s, frames[s.to.Wire])
+	}
+	return false
+}
+
+// reported says whether other nodes are told how many subscriptions a channel has here.
+func (h *Hub) reported(ch petrel.Channel) bool {
+	return ch.Kind != petrel.ChannelPusher || h.opt.Reported == nil || h.opt.Reported(ch)
 }

@@ -144,7 +144,10 @@ type Hub struct {
 	shards  [shardCount]shard
 	queue   catchups
 	lane    lane
-	debug   bool // the logger wants a line for every publication
+	// Written before Start.
+	observer Observer
+	tells    map[Topic]func(ctx context.Context, app petrel.AppID, payload []byte) ([]byte, error)
+	debug    bool // the logger wants a line for every publication
 	// lives counts replacements of the projection. A page read in one life never makes a subscription live in the next.
 	lives atomic.Uint64
 }
@@ -160,8 +163,12 @@ type shard struct {
 type channel struct {
 	name petrel.Channel
 	presence
-	subs []*Subscription
-	head uint64 // newest seq offered live, or known from a hand-over
+	subs    []*Subscription
+	waiting []*Subscription // pending, or not any more; in the order in which they came
+	last    last
+	// observed: the view stays as long as the observer wants it and there is somebody.
+	observed bool
+	head     uint64 // newest seq offered live, or known from a hand-over
 	// synced: head is the live edge. Whatever is newer will come through Publish.
 	synced bool
 }
@@ -172,6 +179,7 @@ const (
 	catching mode = iota // the pool owns next
 	live                 // Publish owns next
 	over                 // closed, ended, or the subscriber takes nothing more
+	pending              // on an exact channel: not admitted yet
 )
 
 // Subscription is one subscriber on one channel.
@@ -186,6 +194,9 @@ type Subscription struct {
 	fails int       // pages that failed in a row; the pool's own
 	from  time.Time // since when it is catching up
 
+	listed   bool      // it was given a list of an exact channel's members; guarded by shard.mu
+	entered  bool      // it is counted; guarded by shard.mu
+	lacking  bool      // it waits for the channel's last publication from other nodes; guarded by shard.mu
 	unlisted time.Time // since when it waits for a list of who is there; zero: it has one, or wants none. Guarded by shard.mu
 	apart    func(frame []byte) (bool, error)
 	sampled  func(frame []byte, since time.Time) error // nil: cannot be measured
@@ -229,6 +240,7 @@ func New(o Options) *Hub {
 	}
 	h.queue.wake = sync.NewCond(&h.queue.mu)
 	h.lane.init()
+	h.tells = map[Topic]func(ctx context.Context, app petrel.AppID, payload []byte) ([]byte, error){}
 	h.metrics = newMetrics(o.Registerer, h)
 	return h
 }
@@ -251,16 +263,22 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 	if m, ok := r.Subscriber.(Sampled); ok {
 		s.sampled = m.SendSampled
 	}
+	if m := r.Member; m != nil && (m.ID == "" || len(m.ID) > maxID || len(m.Info) > MaxInfo) {
+		return nil, petrel.Errorf(petrel.CodeTooLarge, "A member has an id of 1 to %d bytes, and at most %d bytes of information.", maxID, MaxInfo)
+	}
 	sh := s.shard
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if exact(r.Channel) {
+		return h.subscribeExact(s)
+	}
 	c := sh.channels[r.Channel]
 	if c == nil {
 		c = &channel{name: r.Channel}
 	}
 	// At the live edge there is nothing to read: a thousand who come back at once after a blip cost nothing.
 	// Their right to read was just checked by whoever subscribes them, and what might have changed it since is published on this channel.
-	if r.Channel.Kind != petrel.ChannelRoom || (c.synced && c.head == r.After) {
+	if c.synced && c.head == r.After {
 		s.mode = live
 	} else if !h.queue.admit(s, h.opt.MaxWaiting) {
 		h.metrics.refused.Inc()
@@ -270,10 +288,20 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 		r.Admitted()
 	}
 	sh.channels[r.Channel] = c
-	s.index = len(c.subs)
-	c.subs = append(c.subs, s)
+	h.add(c, s)
+	h.listen(c)
+	if r.Presence {
+		s.unlisted = s.from
+	}
+	h.follow(c, s)
 	h.enter(c, s)
 	return s, nil
+}
+
+// add puts s into its channel; the shard's lock is held.
+func (h *Hub) add(c *channel, s *Subscription) {
+	s.index = len(c.subs)
+	c.subs = append(c.subs, s)
 }
 
 // Close ends the subscription: nothing is offered once it has returned. It may be called twice.
@@ -296,6 +324,7 @@ func (s *Subscription) remove() {
 	c.subs[last] = nil
 	c.subs = c.subs[:last]
 	s.index = -1
+	s.hub.unfollow(c, s)
 	s.hub.leave(c, s)
 	s.hub.forget(s.shard, c)
 }
@@ -385,7 +414,7 @@ func (h *Hub) OnRestore() {
 		for _, c := range sh.channels {
 			c.synced = false
 			for _, s := range c.subs {
-				if s.mode == live && c.name.Kind == petrel.ChannelRoom {
+				if s.mode == live && !exact(c.name) {
 					h.demote(s)
 				}
 			}

@@ -3,6 +3,7 @@ package hub
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"sync"
@@ -35,13 +36,22 @@ type lane struct {
 	mu        sync.Mutex // guards what follows
 	dirty     []*channel // have something to tell; each once
 	asked     map[petrel.Channel]struct{}
-	listeners map[Bucket]int // channels in it
-	recount   bool           // listeners may not be what is listened to
+	called    map[Bucket]struct{} // somebody wants to know what is in it
+	listeners map[Bucket]int      // channels in it
+	recount   bool                // listeners may not be what is listened to
+	anew      bool                // everything is looked at again
+	ready     map[Bucket]bool     // it is listened to, and the other nodes know
+	asking    bool                // they are being asked whether they do
+	lasts     []petrel.Channel    // whose last publication other nodes are to be asked for
+	lasting   bool                // they are being asked
 
 	// The goroutine's own.
 	version uint64 // of the newest report of any channel: it only grows in one life of the node
 	later   []*channel
+	soon    []*channel        // have subscriptions that wait to be admitted
 	heard   map[Bucket]func() // buckets that are listened to, and how to stop
+	owned   map[Bucket]bool   // buckets that the observer owns
+	after   []func()          // callbacks, for when the shard's lock is free
 	out     map[Bucket][]byte // payloads under way to be published
 	sumUp   time.Time
 }
@@ -49,7 +59,8 @@ type lane struct {
 func (l *lane) init() {
 	l.wake = make(chan struct{}, 1)
 	l.peers.Store(&map[petrel.NodeID]uint64{})
-	l.asked, l.listeners = map[petrel.Channel]struct{}{}, map[Bucket]int{}
+	l.asked, l.called, l.listeners = map[petrel.Channel]struct{}{}, map[Bucket]struct{}{}, map[Bucket]int{}
+	l.ready, l.owned = map[Bucket]bool{}, map[Bucket]bool{}
 	l.heard, l.out = map[Bucket]func(){}, map[Bucket][]byte{}
 }
 
@@ -64,6 +75,16 @@ func (l *lane) poke() {
 func (l *lane) ask(ch petrel.Channel) {
 	l.mu.Lock()
 	l.asked[ch] = struct{}{}
+	l.mu.Unlock()
+	l.poke()
+}
+
+// call notes that somebody wants to know what is in these buckets.
+func (l *lane) call(all []Bucket) {
+	l.mu.Lock()
+	for _, b := range all {
+		l.called[b] = struct{}{}
+	}
 	l.mu.Unlock()
 	l.poke()
 }
@@ -121,6 +142,7 @@ func (h *Hub) attend(ctx context.Context) {
 			ticked = true
 		case <-l.wake:
 			h.listenNow(false)
+			h.startAsking(ctx)
 			pause.Reset(gather)
 			select {
 			case <-ctx.Done():
@@ -140,16 +162,18 @@ func (h *Hub) attend(ctx context.Context) {
 			}
 		}
 		h.pass(time.Now(), ticked)
+		h.startAsking(ctx)
 	}
 }
 
-// listenNow asks the relay for the buckets that have channels here, and with leave ends the others.
+// listenNow asks the relay for the buckets that have channels here, or are the observer's, and with leave ends the others.
 func (h *Hub) listenNow(leave bool) {
 	l, r := &h.lane, h.relayed()
 	if r == nil {
 		return
 	}
 	l.mu.Lock()
+	leave = leave && !l.asking // what they are asked about stays
 	if !l.recount && !leave {
 		l.mu.Unlock()
 		return
@@ -157,6 +181,7 @@ func (h *Hub) listenNow(leave bool) {
 	l.recount = false
 	wanted := maps.Clone(l.listeners)
 	l.mu.Unlock()
+	h.own(wanted)
 	for _, b := range slices.Sorted(maps.Keys(wanted)) {
 		if l.heard[b] != nil {
 			continue
@@ -178,7 +203,39 @@ func (h *Hub) listenNow(leave bool) {
 		if wanted[b] == 0 {
 			stop()
 			delete(l.heard, b)
+			l.mu.Lock()
+			delete(l.ready, b)
+			l.mu.Unlock()
 		}
+	}
+}
+
+// own adds the observer's buckets to those that are wanted, and calls for what is in the new ones.
+func (h *Hub) own(wanted map[Bucket]int) {
+	o, l := h.observer, &h.lane
+	if o == nil {
+		return
+	}
+	var came []Bucket
+	for b := range Bucket(Buckets) {
+		if !o.Owns(b) {
+			delete(l.owned, b)
+			continue
+		}
+		wanted[b]++
+		if !l.owned[b] {
+			l.owned[b] = true
+			came = append(came, b)
+		}
+	}
+	if len(came) > 0 {
+		h.put(h.relayed().Bucket(askChannel()), itemCall, func(b []byte) []byte {
+			b = binary.AppendUvarint(appendText(b, h.relayed().Node()), uint64(len(came)))
+			for _, x := range came {
+				b = binary.AppendUvarint(b, uint64(x))
+			}
+			return b
+		})
 	}
 }
 
@@ -191,9 +248,14 @@ func (h *Hub) pass(now time.Time, ticked bool) {
 	}
 	h.listenNow(sumUp)
 	l.mu.Lock()
-	dirty, asked := l.dirty, l.asked
-	l.dirty, l.asked = nil, map[petrel.Channel]struct{}{}
+	dirty, asked, called, anew := l.dirty, l.asked, l.called, l.anew
+	l.dirty, l.asked, l.called, l.anew = nil, map[petrel.Channel]struct{}{}, map[Bucket]struct{}{}, false
 	l.mu.Unlock()
+	if anew {
+		dirty = append(dirty, h.everyExact()...)
+	}
+	dirty = append(dirty, l.soon...)
+	l.soon = nil
 	if ticked {
 		for _, c := range l.later {
 			c.waits = false
@@ -201,8 +263,13 @@ func (h *Hub) pass(now time.Time, ticked bool) {
 		dirty, l.later = append(dirty, l.later...), nil
 	}
 	slices.SortFunc(dirty, func(a, b *channel) int { return compareChannels(a.name, b.name) }) // an order that a simulation can repeat
-	for _, c := range dirty {
+	for _, c := range slices.Compact(dirty) {
 		h.tend(c, now)
+		for _, fn := range l.after {
+			fn()
+		}
+		clear(l.after)
+		l.after = l.after[:0]
 	}
 	if h.relayed() == nil {
 		return
@@ -211,11 +278,30 @@ func (h *Hub) pass(now time.Time, ticked bool) {
 		h.answer(ch)
 	}
 	if sumUp {
-		h.sumUp(now)
+		h.lookAtViews(now)
+	}
+	if sumUp || len(called) > 0 {
+		h.sumUp(called, sumUp)
 	}
 	for _, b := range slices.Sorted(maps.Keys(l.out)) {
 		h.post(b)
 	}
+}
+
+// everyExact lists the channels whose reports and observation depend on settings.
+func (h *Hub) everyExact() (all []*channel) {
+	for i := range h.shards {
+		sh := &h.shards[i]
+		sh.mu.Lock()
+		for _, c := range sh.channels {
+			if exact(c.name) {
+				c.uncount = h.relayed() != nil
+				all = append(all, c)
+			}
+		}
+		sh.mu.Unlock()
+	}
+	return all
 }
 
 // tend tells others and the channel's own subscribers what changed, and keeps the channel on the list while it waits for something.
@@ -227,32 +313,36 @@ func (h *Hub) tend(c *channel, now time.Time) {
 		return
 	}
 	c.dirty = false
-	h.report(c)
-	waits := false
+	h.observe(c)
+	h.admitWaiting(c, now)
+	waits := h.report(c, now, false)
 	if v := c.view; v != nil {
-		waits = h.askWhoLacks(c, v, now)
+		waits = h.askWhoLacks(c, v, now) || waits
 		waits = h.show(c, v, now) || waits
-		if v.wanted == 0 && !now.Before(v.until) {
-			c.view = nil
-		} else if v.wanted == 0 {
-			waits = true
+		if v.wanted == 0 && !(c.observed && h.populated(c)) {
+			if now.Before(v.until) {
+				waits = true
+			} else {
+				c.view = nil
+			}
 		}
 	}
 	if waits && !c.waits {
 		c.waits = true
 		h.lane.later = append(h.lane.later, c)
 	}
+	if len(c.waiting) > 0 {
+		h.lane.soon = append(h.lane.soon, c)
+	}
 	h.forget(sh, c)
 }
 
-// report tells the other nodes who came and went here; the shard's lock is held.
-func (h *Hub) report(c *channel) {
-	if len(c.was) == 0 {
-		return
-	}
+// report tells the other nodes who came and went here, and how many subscriptions there are; the shard's lock is held. It says whether something
+// waits for its time, unless it is to be told now.
+func (h *Hub) report(c *channel, now time.Time, all bool) (waits bool) {
 	var came, left []petrel.UserID
 	for user, was := range c.was {
-		switch here := c.local[user] > 0; {
+		switch _, here := c.local[user]; {
 		case here && !was:
 			came = append(came, user)
 		case was && !here:
@@ -262,22 +352,46 @@ func (h *Hub) report(c *channel) {
 	clear(c.was)
 	slices.Sort(came)
 	slices.Sort(left)
-	for len(came)+len(left) > 0 {
-		nc := min(len(came), maxUsers)
+	numbered := c.uncount && c.counted != c.number && (all || h.reported(c.name))
+	if numbered && !all && min(c.counted, c.number) > manySubs && now.Sub(c.numberAt) < countEvery {
+		numbered, waits = false, true // among so many, one more or less can wait
+	}
+	if !waits {
+		c.uncount = false
+	}
+	if numbered {
+		c.numberAt = now
+	}
+	for numbered || len(came)+len(left) > 0 {
+		nc, infos := c.take(came)
 		nl := min(len(left), maxUsers-nc)
-		since := c.version
-		if c.reported == 0 {
-			since = 0
+		said := change{since: c.version, came: came[:nc], left: left[:nl], numbered: numbered, number: c.counted, infos: infos}
+		if c.reported == 0 && c.number == 0 {
+			said.since = 0
+		}
+		if numbered {
+			c.number, numbered = c.counted, false
 		}
 		h.lane.version++
 		c.version = h.lane.version
+		said.version = c.version
 		c.reported += nc - nl
-		h.put(c.bucket, itemChange, func(b []byte) []byte {
-			b = appendNumbers(appendChannel(b, c.name), since, c.version)
-			return appendUsers(appendUsers(b, came[:nc]), left[:nl])
-		})
+		h.put(c.bucket, itemChange, func(b []byte) []byte { return said.append(appendChannel(b, c.name)) })
 		came, left = came[nc:], left[nl:]
 	}
+	return waits
+}
+
+// take says how many of these users go into one item, and what is shown of them.
+func (c *channel) take(users []petrel.UserID) (n int, infos []string) {
+	bytes := 0
+	for n < len(users) && n < maxUsers && bytes < maxItem {
+		info := c.local[users[n]].info
+		bytes += len(users[n]) + len(info)
+		infos = append(infos, info)
+		n++
+	}
+	return n, infos
 }
 
 // answer sends a full report of a channel; nobody is an answer too.
@@ -285,51 +399,41 @@ func (h *Hub) answer(ch petrel.Channel) {
 	sh := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	var users []petrel.UserID
 	c := sh.channels[ch]
-	if c != nil {
-		h.report(c) // so that the version is that of who is here now
-		users = slices.Sorted(maps.Keys(c.local))
-	}
 	version, b := h.lane.version, h.relayed().Bucket(ch)
-	if len(users) > 0 {
+	if c == nil {
+		h.put(b, itemFull, func(b []byte) []byte { return full{version: version, last: true}.append(appendChannel(b, ch)) })
+		return
+	}
+	if exact(ch) {
+		c.uncount = true
+	}
+	h.report(c, time.Now(), true) // so that the version is that of who is here now
+	users := slices.Sorted(maps.Keys(c.local))
+	if version = h.lane.version; c.reported > 0 || c.number > 0 {
 		version = c.version
 	}
 	for part := uint64(0); ; part++ {
-		n := min(len(users), maxUsers)
-		last := byte(0)
-		if n == len(users) {
-			last = 1
-		}
-		h.put(b, itemFull, func(b []byte) []byte {
-			return appendUsers(append(appendNumbers(appendChannel(b, ch), version, part), last), users[:n])
-		})
-		if users = users[n:]; last == 1 {
+		n, infos := c.take(users)
+		said := full{version: version, part: part, last: n == len(users), users: users[:n], number: c.number, infos: infos}
+		h.put(b, itemFull, func(b []byte) []byte { return said.append(appendChannel(b, ch)) })
+		if users = users[n:]; said.last {
 			return
 		}
 	}
 }
 
-// sumUp says what the newest report of each channel is, and looks at every view.
-func (h *Hub) sumUp(now time.Time) {
-	type newest struct {
-		ch      petrel.Channel
-		bucket  Bucket
-		version uint64
-	}
-	var all []newest
+// lookAtViews notes whose word is too old to be believed, and looks at every view.
+func (h *Hub) lookAtViews(now time.Time) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
 		for _, c := range sh.channels {
-			if c.reported > 0 {
-				all = append(all, newest{c.name, c.bucket, c.version})
-			}
 			if c.view == nil {
 				continue
 			}
 			for _, r := range c.view.reports {
-				if len(r.users) > 0 && now.Sub(r.heard) > unheardAfter {
+				if (len(r.users) > 0 || r.number > 0) && now.Sub(r.heard) > unheardAfter {
 					r.behind = true
 				}
 			}
@@ -337,8 +441,28 @@ func (h *Hub) sumUp(now time.Time) {
 		}
 		sh.mu.Unlock()
 	}
-	slices.SortFunc(all, func(a, b newest) int { return compareChannels(a.ch, b.ch) })
-	for _, n := range all {
+}
+
+// sumUp says what the newest report of each channel is: of all of them, or of those in the buckets that somebody called for.
+func (h *Hub) sumUp(called map[Bucket]struct{}, all bool) {
+	type newest struct {
+		ch      petrel.Channel
+		bucket  Bucket
+		version uint64
+	}
+	var list []newest
+	for i := range h.shards {
+		sh := &h.shards[i]
+		sh.mu.Lock()
+		for _, c := range sh.channels {
+			if _, is := called[c.bucket]; (all || is) && (c.reported > 0 || c.number > 0) {
+				list = append(list, newest{c.name, c.bucket, c.version})
+			}
+		}
+		sh.mu.Unlock()
+	}
+	slices.SortFunc(list, func(a, b newest) int { return compareChannels(a.ch, b.ch) })
+	for _, n := range list {
 		h.put(n.bucket, itemSummary, func(b []byte) []byte { return appendNumbers(appendChannel(b, n.ch), n.version) })
 	}
 }
@@ -397,22 +521,29 @@ func (h *Hub) takeReport(from Peer, kind itemKind, in *reader) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	inc, alive := (*h.lane.peers.Load())[from.Node]
+	if !alive || inc != from.Incarnation {
+		return
+	}
 	c := sh.channels[ch]
-	if !alive || inc != from.Incarnation || c == nil || c.view == nil {
+	if (c == nil || c.view == nil) && h.wants(ch, h.relayed().Bucket(ch)) {
+		c = h.channelOf(sh, ch)
+		h.listen(c)
+		h.watch(c)
+		c.observed = true
+	}
+	if c == nil || c.view == nil {
 		return
 	}
 	now := time.Now()
 	v, r := c.view, c.view.of(from, now)
 	switch kind {
 	case itemChange:
-		since, version := in.number(), in.number()
-		if came, left := in.users(), in.users(); in.ok {
-			v.change(r, since, version, came, left, now)
+		if said := in.change(); in.ok {
+			v.change(r, said, now)
 		}
 	case itemFull:
-		version, part, last := in.number(), in.number(), in.byte() == 1
-		if users := in.users(); in.ok {
-			v.full(r, version, part, last, users, now)
+		if said := in.full(); in.ok {
+			v.full(r, said, now)
 		}
 	case itemSummary:
 		version := in.number()

@@ -41,17 +41,27 @@ type Roster struct {
 
 // presence is the part of a channel that says who is there. The shard's lock guards it.
 type presence struct {
-	local map[petrel.UserID]int // subscriptions on this node
-	view  *view                 // nil: nobody on this node asks
-	dirty bool                  // it is on the lane's list of what is due
-	waits bool                  // it is on the list of what waits for its time; the lane's own
+	local   map[petrel.UserID]local
+	counted int   // subscriptions on this node that are admitted
+	view    *view // nil: nobody on this node asks
+	dirty   bool  // it is on the lane's list of what is due
+	waits   bool  // it is on the list of what waits for its time; the lane's own
 
-	// What the other nodes were told of local.
+	// What the other nodes were told.
 	version  uint64                 // of the newest report
 	reported int                    // users in it
 	was      map[petrel.UserID]bool // users whose presence may have changed since, and whether they were here
+	number   int                    // subscriptions in it
+	numberAt time.Time              // when it was told
+	uncount  bool                   // counted may have changed since
 	bucket   Bucket
 	listens  bool // the bucket is counted
+}
+
+// local is a user on this node.
+type local struct {
+	subs int    // subscriptions
+	info string // what the first of them said
 }
 
 // changed notes that the others must hear of a user.
@@ -66,20 +76,23 @@ func (p *presence) changed(user petrel.UserID, was bool) {
 
 // enter counts a new subscription; the shard's lock is held.
 func (h *Hub) enter(c *channel, s *Subscription) {
-	h.listen(c)
-	if s.to.Presence {
-		h.watch(c).wanted++
-		s.unlisted = s.from
-		h.mark(c)
-	}
+	s.entered = true
+	c.counted++
+	h.recount(c)
 	if s.to.Member == nil {
 		return
 	}
 	user := s.to.Member.ID
 	if c.local == nil {
-		c.local = map[petrel.UserID]int{}
+		c.local = map[petrel.UserID]local{}
 	}
-	if c.local[user]++; c.local[user] > 1 {
+	at, there := c.local[user]
+	if !there {
+		at.info = string(s.to.Member.Info)
+	}
+	at.subs++
+	c.local[user] = at
+	if there {
 		return
 	}
 	if c.view != nil {
@@ -94,20 +107,24 @@ func (h *Hub) enter(c *channel, s *Subscription) {
 
 // leave takes a subscription out of the count; the shard's lock is held.
 func (h *Hub) leave(c *channel, s *Subscription) {
-	if s.to.Presence {
-		c.view.wanted--
-		h.mark(c)
+	if !s.entered {
+		return
 	}
+	s.entered = false
+	c.counted--
+	h.recount(c)
 	if s.to.Member == nil {
 		return
 	}
 	user := s.to.Member.ID
-	if c.local[user]--; c.local[user] > 0 {
+	at := c.local[user]
+	if at.subs--; at.subs > 0 {
+		c.local[user] = at
 		return
 	}
 	delete(c.local, user)
 	if c.view != nil {
-		c.view.remove(user, time.Now())
+		c.view.remove(user, at.info, time.Now())
 		h.mark(c)
 	}
 	if h.relayed() != nil {
@@ -116,9 +133,39 @@ func (h *Hub) leave(c *channel, s *Subscription) {
 	}
 }
 
+// follow counts a subscription that asks who, or how many, are there; the shard's lock is held.
+func (h *Hub) follow(c *channel, s *Subscription) {
+	if s.to.Presence || s.to.Counts {
+		h.watch(c).wanted++
+		h.mark(c)
+	}
+}
+
+func (h *Hub) unfollow(c *channel, s *Subscription) {
+	if s.to.Presence || s.to.Counts {
+		c.view.wanted--
+		h.mark(c)
+	}
+}
+
+// recount notes that the number of subscriptions changed; the shard's lock is held.
+func (h *Hub) recount(c *channel) {
+	if !exact(c.name) {
+		return
+	}
+	if c.view != nil {
+		c.view.touched = true
+		h.mark(c)
+	}
+	if h.relayed() != nil {
+		c.uncount = true
+		h.mark(c)
+	}
+}
+
 // forget drops a channel that nothing needs any more; the shard's lock is held.
 func (h *Hub) forget(sh *shard, c *channel) {
-	if len(c.subs) > 0 || c.view != nil || len(c.was) > 0 || sh.channels[c.name] != c {
+	if len(c.subs) > 0 || c.view != nil || len(c.was) > 0 || c.uncount || sh.channels[c.name] != c {
 		return
 	}
 	delete(sh.channels, c.name)
@@ -131,7 +178,7 @@ func (h *Hub) forget(sh *shard, c *channel) {
 // watch returns the channel's view, made if need be; the shard's lock is held.
 func (h *Hub) watch(c *channel) *view {
 	if c.view == nil {
-		c.view = newView(c.local)
+		c.view = newView(c.local, time.Now())
 	}
 	return c.view
 }
@@ -141,18 +188,34 @@ type view struct {
 	wanted  int       // subscriptions and readers that ask
 	until   time.Time // it stays so long without any
 	reports map[petrel.NodeID]*report
-	count   map[petrel.UserID]int       // on how many nodes the user is
-	held    map[petrel.UserID]time.Time // users on none, who are shown until then
-	told    map[petrel.UserID]bool      // users who may be shown otherwise than was told last, and whether they were
-	summed  bool                        // subscribers were last told only how many
-	countAt time.Time                   // when they may be told the next number
-	readers []chan struct{}             // closed once every living node has said
+	count   map[petrel.UserID]int  // on how many nodes the user is
+	held    map[petrel.UserID]held // users on none, who are shown for a moment
+	told    map[petrel.UserID]bool // users who may be shown otherwise than was told last, and whether they were
+	summed  bool                   // subscribers were last told only how many
+	countAt time.Time              // when they may be told the next number
+	readers []chan struct{}        // closed once every living node has said
+
+	// Of exact channels.
+	born     time.Time
+	touched  bool // something changed since the observer was told
+	wasWhole bool // as the observer was told
+	online   bool // there is a subscription, or was a moment ago
+	offAt    time.Time
+	number   int  // of subscriptions, as subscribers were last told
+	due      bool // somebody was not told yet
+	watchers []*watcher
 }
 
-func newView(local map[petrel.UserID]int) *view {
+// held is somebody who is on no node any more.
+type held struct {
+	until time.Time
+	info  string
+}
+
+func newView(local map[petrel.UserID]local, now time.Time) *view {
 	v := &view{
 		reports: map[petrel.NodeID]*report{}, count: make(map[petrel.UserID]int, len(local)),
-		held: map[petrel.UserID]time.Time{}, told: map[petrel.UserID]bool{},
+		held: map[petrel.UserID]held{}, told: map[petrel.UserID]bool{}, born: now, touched: true,
 	}
 	for user := range local {
 		v.count[user] = 1
@@ -160,7 +223,7 @@ func newView(local map[petrel.UserID]int) *view {
 	return v
 }
 
-// shown is how many are shown.
+// shown is how many users are shown.
 func (v *view) shown() int { return len(v.count) + len(v.held) }
 
 func (v *view) shows(user petrel.UserID) bool {
@@ -173,6 +236,7 @@ func (v *view) add(user petrel.UserID) {
 	if v.count[user]++; v.count[user] > 1 {
 		return
 	}
+	v.touched = true
 	if _, held := v.held[user]; held {
 		delete(v.held, user)
 		return
@@ -181,22 +245,29 @@ func (v *view) add(user petrel.UserID) {
 }
 
 // remove takes a node from a user's count. The last one leaves them shown for a moment.
-func (v *view) remove(user petrel.UserID, now time.Time) {
+func (v *view) remove(user petrel.UserID, info string, now time.Time) {
 	if v.count[user]--; v.count[user] > 0 {
 		return
 	}
 	delete(v.count, user)
-	v.held[user] = now.Add(leaveAfter)
+	v.held[user] = held{now.Add(leaveAfter), info}
+	v.touched = true
 }
 
 // expire ends the showing of those who did not come back.
 func (v *view) expire(now time.Time) {
-	for user, until := range v.held {
-		if !now.Before(until) {
-			delete(v.held, user)
-			v.note(user, true)
+	for user, h := range v.held {
+		if !now.Before(h.until) {
+			v.release(user)
 		}
 	}
+}
+
+// release ends the showing of one who left.
+func (v *view) release(user petrel.UserID) {
+	delete(v.held, user)
+	v.note(user, true)
+	v.touched = true
 }
 
 func (v *view) note(user petrel.UserID, was bool) {
@@ -207,11 +278,25 @@ func (v *view) note(user petrel.UserID, was bool) {
 
 // roster lists who is shown.
 func (v *view) roster(ch petrel.Channel) *Roster {
+	all := v.users()
+	return &Roster{Channel: ch, Users: all[:min(len(all), MaxListed)], Count: len(all)}
+}
+
+// users are those who are shown, in order.
+func (v *view) users() []petrel.UserID {
 	all := make([]petrel.UserID, 0, v.shown())
 	all = slices.AppendSeq(all, maps.Keys(v.count))
 	all = slices.AppendSeq(all, maps.Keys(v.held))
 	slices.Sort(all)
-	return &Roster{Channel: ch, Users: all[:min(len(all), MaxListed)], Count: len(all)}
+	return all
+}
+
+// subscriptions is how many there are besides those of this node.
+func (v *view) subscriptions() (n int) {
+	for _, r := range v.reports {
+		n += r.number
+	}
+	return n
 }
 
 // report is what one other node said about a channel, in its present life.
@@ -220,12 +305,13 @@ type report struct {
 	known       bool // it has said everything at version
 	behind      bool // something is missing
 	version     uint64
-	users       map[petrel.UserID]struct{}
-	heard       time.Time // when it last said, or summed up, what is known
+	users       map[petrel.UserID]string // and what is shown of them
+	number      int                      // subscriptions
+	heard       time.Time                // when it last said, or summed up, what is known
 	asked       time.Time
 	part        uint64 // of a full report that comes in parts: the next one
 	partVersion uint64
-	parts       map[petrel.UserID]struct{}
+	parts       map[petrel.UserID]string
 }
 
 // of returns a peer's report; one of a former life is dropped.
@@ -236,17 +322,18 @@ func (v *view) of(p Peer, now time.Time) *report {
 		r = nil
 	}
 	if r == nil {
-		r = &report{incarnation: p.Incarnation, users: map[petrel.UserID]struct{}{}}
+		r = &report{incarnation: p.Incarnation}
 		v.reports[p.Node] = r
 	}
 	return r
 }
 
 func (v *view) drop(node petrel.NodeID, now time.Time) {
-	for user := range v.reports[node].users {
-		v.remove(user, now)
+	for user, info := range v.reports[node].users {
+		v.remove(user, info, now)
 	}
 	delete(v.reports, node)
+	v.touched = true
 }
 
 // keepOnly drops the reports of nodes that are not alive, or live anew.
@@ -269,64 +356,71 @@ func (v *view) whole(alive map[petrel.NodeID]uint64) bool {
 }
 
 // change takes one step of a report.
-func (v *view) change(r *report, since, version uint64, came, left []petrel.UserID, now time.Time) {
+func (v *view) change(r *report, said change, now time.Time) {
 	switch {
-	case version <= r.version && r.known:
+	case said.version <= r.version && r.known:
 		return // heard already
-	case since == 0: // nobody was there before: it is all there is
-		v.replace(r, version, set(came), now)
-	case !r.known || r.version != since:
+	case said.since == 0: // nobody was there before: it is all there is
+		v.replace(r, said.version, pairs(said.came, said.infos), said.number, now)
+	case !r.known || r.version != said.since:
 		r.behind = true
 	default:
-		for _, user := range came {
+		for user, info := range pairs(said.came, said.infos) {
 			if _, there := r.users[user]; !there {
-				r.users[user] = struct{}{}
+				if r.users == nil {
+					r.users = map[petrel.UserID]string{}
+				}
+				r.users[user] = info
 				v.add(user)
 			}
 		}
-		for _, user := range left {
-			if _, there := r.users[user]; there {
+		for _, user := range said.left {
+			if info, there := r.users[user]; there {
 				delete(r.users, user)
-				v.remove(user, now)
+				v.remove(user, info, now)
 			}
 		}
-		r.version, r.heard = version, now
+		if said.numbered && r.number != said.number {
+			r.number, v.touched = said.number, true
+		}
+		r.version, r.heard = said.version, now
 	}
 }
 
 // full takes one part of everything. Parts come in order; when one is missing, the whole is asked for again.
-func (v *view) full(r *report, version, part uint64, last bool, users []petrel.UserID, now time.Time) {
-	if r.known && version < r.version {
+func (v *view) full(r *report, said full, now time.Time) {
+	if r.known && said.version < r.version {
 		return
 	}
-	if part == 0 {
-		r.part, r.partVersion, r.parts = 0, version, map[petrel.UserID]struct{}{}
+	if said.part == 0 {
+		r.part, r.partVersion, r.parts = 0, said.version, map[petrel.UserID]string{}
 	}
-	if r.parts == nil || part != r.part || version != r.partVersion {
+	if r.parts == nil || said.part != r.part || said.version != r.partVersion {
 		r.parts, r.behind = nil, true
 		return
 	}
 	r.part++
-	for _, user := range users {
-		r.parts[user] = struct{}{}
+	for user, info := range pairs(said.users, said.infos) {
+		r.parts[user] = info
 	}
-	if last {
-		v.replace(r, version, r.parts, now)
+	if said.last {
+		v.replace(r, said.version, r.parts, said.number, now)
 	}
 }
 
-func (v *view) replace(r *report, version uint64, users map[petrel.UserID]struct{}, now time.Time) {
+func (v *view) replace(r *report, version uint64, users map[petrel.UserID]string, number int, now time.Time) {
 	for user := range users {
 		if _, there := r.users[user]; !there {
 			v.add(user)
 		}
 	}
-	for user := range r.users {
+	for user, info := range r.users {
 		if _, there := users[user]; !there {
-			v.remove(user, now)
+			v.remove(user, info, now)
 		}
 	}
-	*r = report{incarnation: r.incarnation, known: true, version: version, users: users, heard: now}
+	v.touched = v.touched || !r.known || r.number != number
+	*r = report{incarnation: r.incarnation, known: true, version: version, users: users, number: number, heard: now}
 }
 
 // summary takes the version that a node says is its newest.
@@ -338,10 +432,15 @@ func (v *view) summary(r *report, version uint64, now time.Time) {
 	r.heard = now
 }
 
-func set(users []petrel.UserID) map[petrel.UserID]struct{} {
-	out := make(map[petrel.UserID]struct{}, len(users))
-	for _, user := range users {
-		out[user] = struct{}{}
+// pairs are users and what is shown of them; an older build says nothing of them.
+func pairs(users []petrel.UserID, infos []string) map[petrel.UserID]string {
+	out := make(map[petrel.UserID]string, len(users))
+	for i, user := range users {
+		info := ""
+		if i < len(infos) {
+			info = infos[i]
+		}
+		out[user] = info
 	}
 	return out
 }

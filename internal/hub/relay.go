@@ -11,6 +11,9 @@ import (
 // Bucket is a share of the ephemeral lane's channels: what a node listens to.
 type Bucket uint16
 
+// Buckets is how many there are: 0 to Buckets-1.
+const Buckets = 1024
+
 // Relay carries payloads between the hubs of a cell. None of its methods waits, and all are safe under locks of the hub: it does not call
 // back into the hub from within them.
 type Relay interface {
@@ -35,7 +38,7 @@ type Peer struct {
 }
 
 // MaxEphemeral is the largest Data of an ephemeral publication, in bytes.
-const MaxEphemeral = 128 << 10
+const MaxEphemeral = 128 << 10 // what apps may set is less
 
 // ErrTooLarge is what Announce returns for data above MaxEphemeral.
 var ErrTooLarge = errors.New("hub: ephemeral publication too large")
@@ -49,6 +52,7 @@ func (h *Hub) Join(r Relay) {
 		sh.mu.Lock()
 		for _, c := range sh.channels {
 			h.listen(c)
+			c.uncount = exact(c.name)
 			for user := range c.local {
 				c.changed(user, false)
 			}
@@ -85,41 +89,64 @@ func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err e
 		err = r.Publish(r.Bucket(p.Channel), appendItem([]byte{formatItems}, itemPublication, func(b []byte) []byte { return appendPublication(b, p) }))
 		h.metrics.relayed(err)
 	}
+	if h.opt.Last != nil && exact(p.Channel) {
+		h.opt.Last.Keep(p)
+	}
 	c := sh.channels[p.Channel]
 	if c == nil {
 		return err
 	}
+	strict := exact(p.Channel)
+	if strict && !p.Client {
+		c.last.superseded()
+	}
 	var frames [MaxWires][]byte
+	queued, dropped := 0, 0
 	for _, s := range c.subs {
-		if s.mode == over || s.to.Durable || (except != nil && s.to.Subscriber == except) || (p.Except != "" && s.to.Conn == p.Except) {
+		if s.mode == over || s.mode == pending || s.to.Durable || (except != nil && s.to.Subscriber == except) || (p.Except != "" && s.to.Conn == p.Except) {
 			continue
 		}
-		h.offerApart(s, p, &frames)
+		f := frames[s.to.Wire]
+		if f == nil {
+			f = h.opt.Encoders[s.to.Wire](p)
+			frames[s.to.Wire] = f
+		}
+		if h.sendApart(s, f, strict) {
+			queued++
+		} else if s.mode != over {
+			dropped++
+		}
 	}
+	h.metrics.whispered.Add(float64(queued))
+	h.metrics.dropped.Add(float64(dropped))
 	return err
 }
 
-// offerApart offers an ephemeral publication to one subscription, encoded once per wire; the shard's lock is held.
-func (h *Hub) offerApart(s *Subscription, p *petrel.Publication, frames *[MaxWires][]byte) (queued bool) {
-	f := frames[s.to.Wire]
-	if f == nil {
-		f = h.opt.Encoders[s.to.Wire](p)
-		frames[s.to.Wire] = f
+// sendApart offers a frame of the ephemeral lane. On an exact channel nothing is dropped: who has no room is closed by it.
+func (h *Hub) sendApart(s *Subscription, f []byte, strict bool) (queued bool) {
+	var err error
+	if strict {
+		err = s.to.Subscriber.Send(f)
+		queued = err == nil
+	} else {
+		queued, err = s.apart(f)
 	}
-	return h.sendApart(s, f)
-}
-
-func (h *Hub) sendApart(s *Subscription, f []byte) bool {
-	queued, err := s.apart(f)
-	switch {
-	case err != nil:
+	if err != nil {
 		s.mode = over // it is closing; Close will take it out
-	case queued:
-		h.metrics.whispered.Inc()
-	default:
-		h.metrics.dropped.Inc()
 	}
 	return queued && err == nil
+}
+
+// tellApart offers one subscription a frame about who is there, and counts it.
+func (h *Hub) tellApart(s *Subscription, f []byte) bool {
+	if !h.sendApart(s, f, exact(s.to.Channel)) {
+		if s.mode != over {
+			h.metrics.dropped.Inc()
+		}
+		return false
+	}
+	h.metrics.whispered.Inc()
+	return true
 }
 
 // Receive takes what another node published in a bucket that is listened to. It must be called with the payloads of one bucket in their order.
@@ -134,6 +161,10 @@ func (h *Hub) Receive(from petrel.NodeID, incarnation uint64, payload []byte) {
 			}
 		case itemChange, itemFull, itemSummary:
 			h.takeReport(Peer{from, incarnation}, kind, in)
+		case itemCall:
+			if node, all := petrel.NodeID(in.text()), in.buckets(); in.ok && node != h.relayed().Node() {
+				h.lane.call(all)
+			}
 		case itemAsk:
 			if ch, target := in.channel(), petrel.NodeID(in.text()); in.ok && target == h.relayed().Node() {
 				h.lane.ask(ch)

@@ -10,20 +10,27 @@ import (
 )
 
 // Present lists who is in a channel, also when nobody here subscribes to it: the other nodes are asked, and waited for a moment.
-func (h *Hub) Present(ctx context.Context, ch petrel.Channel) Roster {
+func (h *Hub) Present(ctx context.Context, ch petrel.Channel) (out Roster) {
+	out = Roster{Channel: ch, Users: []petrel.UserID{}}
+	h.look(ctx, ch, func(_ *channel, v *view, whole bool) {
+		out = *v.roster(ch)
+		out.Partial = !whole
+	})
+	return out
+}
+
+// look calls fn with a channel's view once every living node has said what it has, or was given time to. fn runs under the shard's lock; it is not
+// called for a channel that nobody knows on a node that is alone.
+func (h *Hub) look(ctx context.Context, ch petrel.Channel, fn func(c *channel, v *view, whole bool)) {
 	sh := h.shardOf(ch)
 	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	alive := *h.lane.peers.Load()
-	c := sh.channels[ch]
-	if c == nil && len(alive) == 0 {
-		sh.mu.Unlock()
-		return Roster{Channel: ch, Users: []petrel.UserID{}}
+	if sh.channels[ch] == nil && len(alive) == 0 {
+		return
 	}
-	if c == nil {
-		c = &channel{name: ch}
-		sh.channels[ch] = c
-		h.listen(c)
-	}
+	c := h.channelOf(sh, ch)
+	h.listen(c)
 	v := h.watch(c)
 	v.wanted++
 	h.mark(c)
@@ -40,13 +47,20 @@ func (h *Hub) Present(ctx context.Context, ch petrel.Channel) Roster {
 		late.Stop()
 		sh.mu.Lock()
 	}
-	defer sh.mu.Unlock()
 	v.wanted--
 	v.until = time.Now().Add(keepView)
 	h.mark(c)
-	out := v.roster(ch)
-	out.Partial = !v.whole(*h.lane.peers.Load())
-	return *out
+	fn(c, v, v.whole(*h.lane.peers.Load()))
+}
+
+// channelOf returns a channel, made if need be; the shard's lock is held.
+func (h *Hub) channelOf(sh *shard, ch petrel.Channel) *channel {
+	c := sh.channels[ch]
+	if c == nil {
+		c = &channel{name: ch}
+		sh.channels[ch] = c
+	}
+	return c
 }
 
 // show tells subscribers who came and went; the shard's lock is held. It says whether something waits for its time.
@@ -60,6 +74,9 @@ func (h *Hub) show(c *channel, v *view, now time.Time) (waits bool) {
 		v.readers = nil
 	}
 	waits = len(v.held) > 0
+	if exact(c.name) {
+		return h.showExact(c, v, whole, now) || waits
+	}
 	if len(v.told) > 0 {
 		waits = h.tell(c, v, now) || waits
 	}
@@ -107,7 +124,13 @@ func (h *Hub) tellOne(c *channel, user petrel.UserID, here bool, now time.Time) 
 	}
 	var frames [MaxWires][]byte
 	for _, s := range c.subs {
-		if s.to.Presence && s.unlisted.IsZero() && s.mode != over && !h.offerApart(s, &p, &frames) {
+		if !s.to.Presence || !s.unlisted.IsZero() || s.mode == over {
+			continue
+		}
+		if frames[s.to.Wire] == nil {
+			frames[s.to.Wire] = h.opt.Encoders[s.to.Wire](&p)
+		}
+		if !h.tellApart(s, frames[s.to.Wire]) {
 			s.unlisted = now
 			h.mark(c)
 		}
@@ -135,7 +158,7 @@ func (h *Hub) list(s *Subscription, roster func(petrel.Channel) *Roster, frames 
 		f = h.opt.Rosters[s.to.Wire](roster(s.to.Channel))
 		frames[s.to.Wire] = f
 	}
-	if !h.sendApart(s, f) {
+	if !h.tellApart(s, f) {
 		return false
 	}
 	s.unlisted = time.Time{}

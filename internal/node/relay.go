@@ -14,7 +14,10 @@ type relay struct {
 	bus  *bus.Bus
 }
 
-var _ hub.Relay = (*relay)(nil)
+var (
+	_ hub.Relay             = (*relay)(nil)
+	_ [hub.Buckets]struct{} = [bus.Buckets]struct{}{} // the hub counts the same buckets
+)
 
 // newRelay makes the relay of a node; self is the name that its bus goes by.
 func newRelay(self petrel.NodeID, b *bus.Bus) *relay { return &relay{self, b} }

@@ -1,0 +1,230 @@
+package hub
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// Keeper keeps the last publication of each channel that has one for who comes later (channel.Cache). Its methods must not block.
+type Keeper interface {
+	// Keep notes a publication that this node heard, in the order in which it is offered here.
+	Keep(p *petrel.Publication)
+	// Kept returns a channel's last publication, and how long it is kept yet.
+	Kept(ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool)
+}
+
+// lastWithin is how long other nodes are asked for a last publication; maxLasts for how many channels at once.
+const (
+	lastWithin = 300 * time.Millisecond
+	maxLasts   = 500
+)
+
+// last is the part of a channel that is about its last publication. The shard's lock guards it.
+type last struct {
+	// known: what is kept here is all there is. Others have been asked since this node listens, and everything newer is heard.
+	known   bool
+	asked   bool // others are being asked
+	lacking []*Subscription
+	frames  [MaxWires][]byte // of the one that is kept; nil: not encoded yet
+}
+
+// superseded: there is a newer one, which those who still wait are offered instead.
+func (l *last) superseded() {
+	for _, s := range l.lacking {
+		s.lacking = false
+	}
+	l.lacking, l.frames = nil, [MaxWires][]byte{}
+}
+
+// giveLast offers s the channel's last publication, or says that there is none, or has the other nodes asked; the shard's lock is held.
+func (h *Hub) giveLast(c *channel, s *Subscription) {
+	if h.offerLast(c, s) {
+		return
+	}
+	if h.opt.Last == nil || c.last.known || len(*h.lane.peers.Load()) == 0 {
+		s.missed()
+		return
+	}
+	s.lacking = true
+	c.last.lacking = append(c.last.lacking, s)
+	if c.last.asked {
+		return
+	}
+	c.last.asked = true
+	l := &h.lane
+	l.mu.Lock()
+	l.lasts = append(l.lasts, c.name)
+	l.mu.Unlock()
+	l.poke()
+}
+
+// offerLast offers s what is kept here.
+func (h *Hub) offerLast(c *channel, s *Subscription) bool {
+	p, _, ok := h.kept(c.name)
+	if !ok {
+		return false
+	}
+	f := c.last.frames[s.to.Wire]
+	if f == nil {
+		f = h.opt.Encoders[s.to.Wire](&p)
+		c.last.frames[s.to.Wire] = f
+	}
+	h.tellApart(s, f)
+	return true
+}
+
+func (s *Subscription) missed() {
+	if s.to.Missed != nil {
+		s.to.Missed()
+	}
+}
+
+// startLasts asks the other nodes for what is lacking here: one round at a time, and as many channels as came meanwhile. It is called by the lane's goroutine.
+func (h *Hub) startLasts(ctx context.Context) {
+	l := &h.lane
+	l.mu.Lock()
+	n := min(len(l.lasts), maxLasts)
+	if n == 0 || l.lasting {
+		l.mu.Unlock()
+		return
+	}
+	channels := l.lasts[:n:n]
+	l.lasts, l.lasting = slices.Clone(l.lasts[n:]), true
+	l.mu.Unlock()
+	h.queue.running.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, lastWithin)
+		defer cancel()
+		newest, whole := h.askLasts(ctx, channels)
+		for _, ch := range channels {
+			h.tookLast(ch, newest[ch], whole)
+		}
+		l.mu.Lock()
+		l.lasting = false
+		l.mu.Unlock()
+		l.poke()
+	})
+}
+
+// askLasts asks every other node for the last publications of channels. Of several the newest counts.
+func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel) (newest map[petrel.Channel]*petrel.Publication, whole bool) {
+	newest = map[petrel.Channel]*petrel.Publication{}
+	var mu sync.Mutex
+	missing := h.eachPeer(func(node petrel.NodeID) error {
+		for rest := channels; len(rest) > 0; {
+			in, err := h.askOne(ctx, node, appendChannels([]byte{formatAsk, askLasts}, rest))
+			if err != nil {
+				return err
+			}
+			done, found := in.lasts()
+			if !in.ok || done == 0 || done > uint64(len(rest)) {
+				return errAnswer
+			}
+			mu.Lock()
+			for _, p := range found {
+				if was := newest[p.Channel]; was == nil || was.At.Before(p.At) {
+					newest[p.Channel] = p
+				}
+			}
+			mu.Unlock()
+			rest = rest[done:]
+		}
+		return nil
+	})
+	return newest, len(missing) == 0
+}
+
+// appendLasts is the answer: for how many of the channels it speaks, and the publications that are kept of those.
+func (h *Hub) appendLasts(b []byte, channels []petrel.Channel) []byte {
+	var bodies [][]byte
+	size, done := 0, 0
+	for _, ch := range channels {
+		if p, _, ok := h.kept(ch); ok {
+			body := appendPublication(nil, &p)
+			if size += len(body); size > maxAnswer && done > 0 {
+				break
+			}
+			bodies = append(bodies, body)
+		}
+		done++
+	}
+	b = appendNumbers(b, uint64(done), uint64(len(bodies))) //nolint:gosec // not negative
+	for _, body := range bodies {
+		b = appendText(b, body)
+	}
+	return b
+}
+
+func (r *reader) lasts() (done uint64, found []*petrel.Publication) {
+	done = r.number()
+	for n := r.number(); n > 0 && r.ok; n-- {
+		body := &reader{b: r.bytes(), ok: r.ok}
+		if p := body.publication(); body.ok {
+			found = append(found, &p)
+		} else {
+			r.fail()
+		}
+	}
+	return done, found
+}
+
+// kept is what is kept here.
+func (h *Hub) kept(ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool) {
+	if h.opt.Last == nil {
+		return petrel.Publication{}, 0, false
+	}
+	return h.opt.Last.Kept(ch)
+}
+
+// tookLast gives those who wait what the other nodes had.
+func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
+	sh := h.shardOf(ch)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	c := sh.channels[ch]
+	if c == nil {
+		return
+	}
+	c.last.asked, c.last.known = false, whole
+	if _, _, kept := h.opt.Last.Kept(ch); p != nil && !kept { // else something newer was heard meanwhile
+		h.opt.Last.Keep(p)
+		c.last.frames = [MaxWires][]byte{}
+	}
+	waiting := c.last.lacking
+	c.last.lacking = nil
+	for _, s := range waiting {
+		if s.lacking && s.mode == live && !h.offerLast(c, s) {
+			s.missed()
+		}
+		s.lacking = false
+	}
+}
+
+// Last returns a channel's last publication as any node has kept it (Options.Last), and how long it is kept yet. Other nodes are asked, for 300 ms at
+// most, when this one has none.
+func (h *Hub) Last(ctx context.Context, ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool) {
+	if h.opt.Last == nil {
+		return petrel.Publication{}, 0, false
+	}
+	if p, left, ok = h.opt.Last.Kept(ch); ok || len(*h.lane.peers.Load()) == 0 {
+		return p, left, ok
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWithin)
+	defer cancel()
+	newest, _ := h.askLasts(ctx, []petrel.Channel{ch})
+	sh := h.shardOf(ch)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if found := newest[ch]; found != nil {
+		if _, _, kept := h.opt.Last.Kept(ch); !kept {
+			h.opt.Last.Keep(found)
+			if c := sh.channels[ch]; c != nil {
+				c.last.frames = [MaxWires][]byte{}
+			}
+		}
+	}
+	return h.opt.Last.Kept(ch)
+}
