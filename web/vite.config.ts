@@ -12,6 +12,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0, // the content security policy allows nothing inline
     reportCompressedSize: false,
+    rollupOptions: { input: { index: new URL("index.html", import.meta.url).pathname, pusher: new URL("examples/pusher.html", import.meta.url).pathname } },
   },
   server: { fs: { allow: [".."] }, proxy: { "/v1": { target, ws: true }, "/demo": target } },
 });

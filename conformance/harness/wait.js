@@ -2,7 +2,7 @@
 import { setTimeout as pause } from "node:timers/promises";
 
 /** How long anything may take before a test gives up, in milliseconds. */
-export const patience = 60_000;
+export const patience = Number(process.env.CONFORMANCE_PATIENCE ?? 90_000);
 
 /** Asks until the answer is true. what completes the sentence "waited in vain for …". */
 export async function poll(what, ask, { explain } = {}) {

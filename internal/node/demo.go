@@ -150,10 +150,15 @@ func demoUser(name string) (petrel.UserID, error) {
 	return petrel.ParseUserID(id)
 }
 
-// mountDemo serves GET /demo and POST /demo/token; they exist with --demo only.
+// mountDemo serves the demo's endpoints and example pages; they exist with --demo only.
 func (n *Node) mountDemo(g *gateway.Gateway) {
 	mux := http.NewServeMux()
 	n.demoRoutes(mux)
+	examples := http.Handler(mux)
+	if n.cfg.Demo {
+		examples = n.webHandler()
+	}
+	g.Handle("/examples/", gateway.Route{Access: gateway.Public}, examples)
 	for _, pattern := range []string{"/demo", "/demo/"} {
 		g.Handle(pattern, gateway.Route{Access: gateway.Public, MaxBody: 4096}, mux)
 	}
@@ -164,8 +169,9 @@ func (n *Node) demoRoutes(mux *http.ServeMux) {
 		gone := func(w http.ResponseWriter, _ *http.Request) {
 			writeProblem(w, petrel.Errorf(petrel.CodeNotFound, "This server does not run the demo."))
 		}
-		mux.HandleFunc("/demo", gone)
-		mux.HandleFunc("/demo/", gone)
+		for _, pattern := range []string{"/demo", "/demo/", "/examples/"} {
+			mux.HandleFunc(pattern, gone)
+		}
 		return
 	}
 	mux.HandleFunc("GET /demo", func(w http.ResponseWriter, _ *http.Request) {
@@ -187,7 +193,8 @@ func (n *Node) demoRoutes(mux *http.ServeMux) {
 		token, err := n.MintToken(r.Context(), n.demoApp, user, demoTokenTTL)
 		writeAnswer(w, token, err)
 	})
+	n.demoPusherRoutes(mux)
 	mux.HandleFunc("/demo/", func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, petrel.Errorf(petrel.CodeNotFound, "The demo has GET /demo and POST /demo/token."))
+		writeProblem(w, petrel.Errorf(petrel.CodeNotFound, "The demo has GET /demo, POST /demo/token and what /examples/pusher.html needs."))
 	})
 }

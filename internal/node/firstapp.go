@@ -41,7 +41,7 @@ func (n *Node) notice(w io.Writer, app App, made bool) error {
 	url := "http://" + n.Addr()
 	fmt.Fprintf(w, "\nPetrel is ready.\n\n  open     %s\n  admin    http://%s/healthz\n", url, n.AdminAddr())
 	if n.cfg.Demo {
-		fmt.Fprint(w, "\nThis is the demo: open the page in two browsers and choose two names.\n")
+		fmt.Fprintf(w, "  pusher   %s/examples/pusher.html\n\nThis is the demo: open the page in two browsers and choose two names.\n", url)
 	}
 	if !made {
 		_, err := fmt.Fprintln(w)
