@@ -192,8 +192,16 @@ func (g *Gateway) Serve(ln net.Listener) error {
 func (g *Gateway) Drain(ctx context.Context, window time.Duration) error {
 	g.draining.Store(true)
 	requests := make(chan error, 1)
-	go func() { requests <- g.server.Shutdown(ctx) }()
+	shutdown := func() { requests <- g.server.Shutdown(ctx) }
+	polled := false
+	g.opt.Conns.Each(func(c *conn.Conn) { polled = polled || c.Wire() == conn.WireXHR })
+	if !polled {
+		go shutdown()
+	}
 	err := g.opt.Conns.Drain(ctx, window)
+	if polled { // connections over HTTP need the listener to be told, each in its turn, to go elsewhere
+		go shutdown()
+	}
 	return errors.Join(err, <-requests)
 }
 

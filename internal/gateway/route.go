@@ -44,6 +44,7 @@ type Route struct {
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
 	LongLife bool  // no deadline: a stream
 	Repeats  bool  // a parameter of the query may come several times
+	Leaving  bool  // goes on while the node leaves: the handler sees to it that nothing new begins (Admit refuses it)
 }
 
 // Handle registers a handler for a pattern of net/http ("GET /v1/rooms/{room}"). Call it before Serve.
@@ -122,7 +123,7 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 	if err := wellFormed(r, g.routes[pattern].Repeats); err != nil {
 		return err
 	}
-	if g.draining.Load() {
+	if g.draining.Load() && !g.routes[pattern].Leaving {
 		w.Header().Set("Connection", "close")
 		return petrel.Errorf(petrel.CodeDraining, "This node is leaving. Repeat the request: another one answers.")
 	}

@@ -6,8 +6,19 @@ import (
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
-// wireSocket is the hub's wire of Pusher's WebSocket: the index of its encoder.
-const wireSocket = 2
+// The hub's wires of Pusher's protocol: the indices of their encoders.
+const (
+	wireSocket = 2
+	wireHTTP   = 3 // the fallbacks
+)
+
+// wireOf is the hub's wire of a connection.
+func wireOf(c *conn.Conn) int {
+	if c.Wire() == conn.WireXHR {
+		return wireHTTP
+	}
+	return wireSocket
+}
 
 // typeEvent is the type of a publication whose Data is the whole frame of an event, whatever the event's name.
 const typeEvent = "pusher.event"
@@ -17,8 +28,8 @@ func HubOptions(o hub.Options) hub.Options {
 	if len(o.Encoders) != wireSocket {
 		panic("pusher: the wires before ours are two") // a mistake of whoever assembles the node
 	}
-	o.Encoders = append(o.Encoders, encodeSocket)
-	o.Rosters = append(o.Rosters, rosterSocket)
+	o.Encoders = append(o.Encoders, encodeSocket, encodeHTTP)
+	o.Rosters = append(o.Rosters, rosterSocket, rosterHTTP)
 	return o
 }
 
@@ -28,3 +39,7 @@ func encodeSocket(p *petrel.Publication) []byte { return conn.TextFrame(payloadO
 func payloadOf(p *petrel.Publication) []byte { return p.Data }
 
 func rosterSocket(*hub.Roster) []byte { return conn.TextFrame([]byte(`{}`)) }
+
+func encodeHTTP(p *petrel.Publication) []byte { return conn.XHRFrame(payloadOf(p)) }
+
+func rosterHTTP(*hub.Roster) []byte { return conn.XHRFrame([]byte(`{}`)) }

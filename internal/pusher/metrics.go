@@ -8,6 +8,7 @@ type metrics struct {
 	frames   *prometheus.CounterVec // by event and result
 	events   *prometheus.CounterVec // by where they came from
 	notTold  prometheus.Counter
+	fallback *prometheus.CounterVec // requests of sessions over HTTP, by kind and result
 	calls    *prometheus.CounterVec // by why a call of the HTTP API was not authenticated
 }
 
@@ -25,6 +26,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		events:   counter("events_total", "Events published, by where they came from: http or client.", "from"),
 		calls:    counter("unauthenticated_total", "Calls of Pusher's HTTP API that were not authenticated, by why.", "why"),
 	}
+	m.fallback = counter("fallback_requests_total", "Requests of clients that got no WebSocket, by kind (stream, poll, send, preflight) and what came of them. Their share of all connections says how well WebSocket works.", "kind", "result")
 	m.notTold = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "petrel_pusher_events_not_relayed_total", Help: "Events that the other nodes of the cell could not be told of.",
 	})

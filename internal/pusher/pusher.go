@@ -66,6 +66,11 @@ type Options struct {
 	// FrameRate bounds the frames of one connection: one that sends more is read more slowly. Default 200 with a burst of 2,000.
 	FrameRate limit.Rate
 
+	// PublicURL is where clients reach this node and no other, "" when there is no such address: sessions over HTTP are then sent there.
+	PublicURL string
+	// Elsewhere finds sessions over HTTP on the other nodes of a cell; nil: there are none.
+	Elsewhere Elsewhere
+
 	// OnClientEvent is called for every client event that was accepted. It must not block. What it returns is told to the client.
 	OnClientEvent func(e ClientEvent) error
 	// OnCacheMiss is called when somebody subscribed to a cache channel that has no event. It must not block.
@@ -112,6 +117,7 @@ type Server struct {
 	metrics    *metrics
 	handshakes *limit.Table[petrel.AppID]
 	bodies     sync.Pool // *bytes.Buffer for what is read of requests
+	fallback   *fallback
 
 	running sync.WaitGroup // goroutines that were begun here
 }
@@ -126,6 +132,7 @@ func Register(o Options) *Server {
 	o.Gateway.Handle("GET /app/{key}", socket, http.HandlerFunc(s.connect))
 	o.Gateway.Handle("/app/", socket, http.HandlerFunc(s.elsewhere))
 	s.mountHTTP()
+	s.mountFallback()
 	return s
 }
 

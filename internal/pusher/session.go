@@ -27,6 +27,7 @@ type session struct {
 	key   string
 	id    petrel.ConnID // the socket id: the connection's name over the whole cell
 	conn  *conn.Conn    // set by OnOpen
+	left  func()        // called at the end; nil: nobody is
 
 	// The reader's own: frames come one at a time.
 	rate   limit.Bucket // of frames
@@ -162,10 +163,24 @@ func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 		s.sub.Close()
 	}
 	c.place.Release()
+	if c.left != nil {
+		c.left()
+	}
+}
+
+func (c *session) isGone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
 }
 
 // frameFor puts a payload into the framing of a connection's wire.
-func frameFor(_ *conn.Conn, payload []byte) []byte { return conn.TextFrame(payload) }
+func frameFor(c *conn.Conn, payload []byte) []byte {
+	if c.Wire() == conn.WireXHR {
+		return conn.XHRFrame(payload)
+	}
+	return conn.TextFrame(payload)
+}
 
 // quoted is a JSON string.
 func quoted(s string) string { return string(appendQuoted(nil, s)) }

@@ -55,7 +55,7 @@ func (c *session) join(w *wish, form channel.Form) error {
 	s := &subscription{form: form}
 	name := w.Channel
 	r := hub.Request{
-		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireSocket,
+		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
 		Ended: func(ended *hub.Subscription, err error) { c.ended(name, ended, err) },
 	}
 	r.Admitted = func() { c.send(succeeded(name)) }
