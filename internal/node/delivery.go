@@ -8,13 +8,12 @@ import (
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
-	"github.com/petrel-chat/petrel/internal/pusher"
 )
 
 // newHub makes the hub before the shard is there to feed it: nobody subscribes until both are.
 func (n *Node) newHub() *hub.Hub {
 	view := func(ctx context.Context, fn func(*projection.Reader) error) error { return n.shard.store.View(ctx, fn) }
-	return n.opt.Faults.hub(pusher.HubOptions(api.HubOptions(view, hub.Options{Logger: n.logger, Registerer: n.reg})))
+	return n.opt.Faults.hub(n.pusherHub(api.HubOptions(view, hub.Options{Logger: n.logger, Registerer: n.reg})))
 }
 
 // mountAPI adds Petrel's own protocol to the public side.

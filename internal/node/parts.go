@@ -33,6 +33,7 @@ func (n *Node) domains() []apply.Domain {
 // openShard opens the durable lane and puts the desk before it and the hub behind it.
 func (n *Node) openShard(ctx context.Context) (err error) {
 	n.hub = n.newHub()
+	n.hearOfUsers(n.hub)
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{Now: n.opt.Faults.now(), OnChange: n.appChanged})
 	n.shard, err = openShard(ctx, shardOptions{
 		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.opt.Faults.domains(n.domains()),

@@ -1,9 +1,32 @@
 package node
 
 import (
+	"context"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/channel"
+	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/pusher"
 )
+
+// pusherHub completes the hub's options with what Pusher's channels need. The directory is there before anybody is let in.
+func (n *Node) pusherHub(o hub.Options) hub.Options {
+	o.Last = channel.NewCache(channel.CacheOptions{TTL: func(app petrel.AppID) time.Duration {
+		return time.Duration(n.directory.Settings(app).CacheTTL) * time.Second
+	}})
+	return pusher.HubOptions(o)
+}
+
+// hearOfUsers lets other nodes terminate the connections of a user here. Call it before the hub starts.
+func (n *Node) hearOfUsers(h *hub.Hub) {
+	h.OnTell(hub.TopicTerminate, func(ctx context.Context, app petrel.AppID, user []byte) ([]byte, error) {
+		if s := n.pusher.Load(); s != nil {
+			return s.Terminate(ctx, app, user)
+		}
+		return nil, nil // nobody is let in yet
+	})
+}
 
 // mountPusher adds Pusher's protocol to the public side.
 func (n *Node) mountPusher(p *publicSide) {

@@ -20,6 +20,14 @@ func wireOf(c *conn.Conn) int {
 	return wireSocket
 }
 
+// frameFor puts a payload into the framing of a connection's wire.
+func frameFor(c *conn.Conn, payload []byte) []byte {
+	if c.Wire() == conn.WireXHR {
+		return conn.XHRFrame(payload)
+	}
+	return conn.TextFrame(payload)
+}
+
 // typeEvent is the type of a publication whose Data is the whole frame of an event, whatever the event's name.
 const typeEvent = "pusher.event"
 
@@ -28,18 +36,21 @@ func HubOptions(o hub.Options) hub.Options {
 	if len(o.Encoders) != wireSocket {
 		panic("pusher: the wires before ours are two") // a mistake of whoever assembles the node
 	}
-	o.Encoders = append(o.Encoders, encodeSocket, encodeHTTP)
-	o.Rosters = append(o.Rosters, rosterSocket, rosterHTTP)
+	for len(o.Deltas) < wireSocket {
+		o.Deltas = append(o.Deltas, nil) // nobody follows the members of an exact channel there
+	}
+	for _, frame := range []func([]byte) []byte{conn.TextFrame, conn.XHRFrame} {
+		o.Encoders = append(o.Encoders, func(p *petrel.Publication) []byte { return frame(payloadOf(p)) })
+		o.Rosters = append(o.Rosters, func(r *hub.Roster) []byte { return frame(rosterPayload(r)) })
+		o.Deltas = append(o.Deltas, func(d *hub.Delta) []byte { return frame(deltaPayload(d)) })
+	}
 	return o
 }
 
-func encodeSocket(p *petrel.Publication) []byte { return conn.TextFrame(payloadOf(p)) }
-
 // payloadOf is the frame that clients read, without the framing of a wire.
-func payloadOf(p *petrel.Publication) []byte { return p.Data }
-
-func rosterSocket(*hub.Roster) []byte { return conn.TextFrame([]byte(`{}`)) }
-
-func encodeHTTP(p *petrel.Publication) []byte { return conn.XHRFrame(payloadOf(p)) }
-
-func rosterHTTP(*hub.Roster) []byte { return conn.XHRFrame([]byte(`{}`)) }
+func payloadOf(p *petrel.Publication) []byte {
+	if p.Type == hub.TypeCount {
+		return internal("subscription_count", p.Channel.Name, p.Data)
+	}
+	return p.Data
+}

@@ -2,12 +2,14 @@ package pusher
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/petrel-chat/petrel/internal/channel"
+	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -23,7 +25,7 @@ type trigger struct {
 }
 
 // postEvent is POST /apps/{id}/events.
-func (s *Server) postEvent(_ *http.Request, c *call) ([]byte, error) {
+func (s *Server) postEvent(r *http.Request, c *call) ([]byte, error) {
 	var e trigger
 	if err := json.Unmarshal(c.body, &e); err != nil {
 		return nil, badJSON(err)
@@ -35,10 +37,103 @@ func (s *Server) postEvent(_ *http.Request, c *call) ([]byte, error) {
 	if err := e.check(set); err != nil {
 		return nil, err
 	}
+	want, err := parseInfo(e.Info, false)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.publish(c.app, &e); err != nil {
 		return nil, err
 	}
-	return emptyObject, nil
+	if !want.any() {
+		return emptyObject, nil
+	}
+	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: e.Channels, Users: want.users})
+	if err != nil {
+		return nil, err
+	}
+	b := []byte(`{"channels":{`)
+	for i, name := range e.Channels {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		x := all.Channel(name)
+		b = want.published(append(appendQuoted(b, name), ':'), &x)
+	}
+	return append(b, "}}"...), nil
+}
+
+// published is attributes of a channel that was published to: a presence channel has users, any other subscriptions.
+func (i info) published(b []byte, c *hub.Counted) []byte {
+	presence := strings.HasPrefix(c.Name, channel.PrefixPresence)
+	i.subscriptions = i.subscriptions && !presence
+	return i.attributes(b, c, presence)
+}
+
+// postBatch is POST /apps/{id}/batch_events. Either all events are published or, when one of them cannot be, none.
+func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
+	var in struct {
+		Batch []trigger `json:"batch"`
+	}
+	if err := json.Unmarshal(c.body, &in); err != nil {
+		return nil, badJSON(err)
+	}
+	set := s.opt.Apps.Settings(c.app)
+	switch {
+	case len(in.Batch) == 0:
+		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has no events: send batch, a list of them.")
+	case len(in.Batch) > set.MaxBatch:
+		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has %d events; at most %d are allowed.", len(in.Batch), set.MaxBatch)
+	}
+	wants := make([]info, len(in.Batch))
+	var asked info
+	var names []string
+	for i := range in.Batch {
+		e := &in.Batch[i]
+		if len(e.Channels) > 0 {
+			return nil, petrel.Errorf(petrel.CodeInvalidField, "Event %d of the batch names channels: in a batch each event has one channel.", i)
+		}
+		err := e.check(set)
+		if err == nil {
+			wants[i], err = parseInfo(e.Info, false)
+		}
+		if err != nil {
+			return nil, inBatch(i, err)
+		}
+		if wants[i].any() {
+			asked.users, asked.subscriptions = asked.users || wants[i].users, true
+			names = append(names, e.Channel)
+		}
+	}
+	for i := range in.Batch {
+		if err := s.publish(c.app, &in.Batch[i]); err != nil {
+			return nil, inBatch(i, err)
+		}
+	}
+	if !asked.any() {
+		return emptyObject, nil
+	}
+	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: names, Users: asked.users})
+	if err != nil {
+		return nil, err
+	}
+	b := []byte(`{"batch":[`)
+	for i := range in.Batch {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		x := all.Channel(in.Batch[i].Channel)
+		b = wants[i].published(b, &x)
+	}
+	return append(b, "]}"...), nil
+}
+
+// inBatch says which event of a batch is wrong.
+func inBatch(i int, err error) error {
+	var e *petrel.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	return petrel.Errorf(e.Code, "Event %d of the batch: %s", i, e.Detail).Because(err).After(e.RetryAfter)
 }
 
 func badJSON(err error) error {

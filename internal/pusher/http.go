@@ -18,6 +18,11 @@ func (s *Server) mountHTTP() {
 		s.opt.Gateway.Handle(pattern, route, s.call(do))
 	}
 	handle("POST /apps/{app}/events", s.postEvent)
+	handle("POST /apps/{app}/batch_events", s.postBatch)
+	handle("GET /apps/{app}/channels", s.getChannels)
+	handle("GET /apps/{app}/channels/{channel}", s.getChannel)
+	handle("GET /apps/{app}/channels/{channel}/users", s.getUsers)
+	handle("POST /apps/{app}/users/{user}/terminate_connections", s.terminate)
 	s.opt.Gateway.Handle("/apps/", route, http.HandlerFunc(s.nothing))
 }
 

@@ -9,6 +9,7 @@ type metrics struct {
 	events   *prometheus.CounterVec // by where they came from
 	notTold  prometheus.Counter
 	fallback *prometheus.CounterVec // requests of sessions over HTTP, by kind and result
+	partial  prometheus.Counter
 	calls    *prometheus.CounterVec // by why a call of the HTTP API was not authenticated
 }
 
@@ -30,8 +31,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.notTold = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "petrel_pusher_events_not_relayed_total", Help: "Events that the other nodes of the cell could not be told of.",
 	})
+	m.partial = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "petrel_pusher_partial_counts_total", Help: "Queries that were answered without the part of a node that did not say in time.",
+	})
 	if reg != nil {
-		reg.MustRegister(m.notTold)
+		reg.MustRegister(m.notTold, m.partial)
 	}
 	return m
 }

@@ -116,6 +116,7 @@ type Server struct {
 	opt        Options
 	metrics    *metrics
 	handshakes *limit.Table[petrel.AppID]
+	users      users
 	bodies     sync.Pool // *bytes.Buffer for what is read of requests
 	fallback   *fallback
 
@@ -126,6 +127,7 @@ type Server struct {
 func Register(o Options) *Server {
 	o.defaults()
 	s := &Server{opt: o, metrics: newMetrics(o.Registerer)}
+	s.users.by = map[userKey]map[*session]struct{}{}
 	s.handshakes = newLimits(o.Handshakes)
 	s.bodies.New = newBody
 	socket := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, MaxBody: -1}

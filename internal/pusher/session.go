@@ -37,6 +37,8 @@ type session struct {
 	mu   sync.Mutex // guards the fields below. Lock order: this before the hub's and the connection's
 	gone bool
 	subs map[string]*subscription
+	// account is who signed in; nil: nobody.
+	account *account
 }
 
 // subscription is one channel of a session.
@@ -63,6 +65,9 @@ func (c *session) OnOpen(cn *conn.Conn) {
 	hello := `{"socket_id":"` + string(c.id) + `","activity_timeout":` + strconv.Itoa(max(1, int(c.s.opt.ActivityTimeout.Seconds()))) + `}`
 	b := append(make([]byte, 0, 160), `{"event":"pusher:connection_established","data":`...)
 	c.send(append(appendQuoted(b, hello), '}'))
+	if within := c.settings().AuthorizedConnections; within > 0 {
+		cn.CloseAt(time.Now().Add(time.Duration(within)*time.Second), closeUnauthorized, "The connection was not authorized in time: subscribe to a channel that needs it, or sign in.")
+	}
 	c.closeUnlessStill() // what changed before the table had the connection was told to nobody
 }
 
@@ -109,6 +114,8 @@ func (c *session) handle(f *clientFrame) (name string, err error) {
 		err = c.subscribe(f)
 	case "pusher:unsubscribe":
 		err = c.unsubscribe(f)
+	case "pusher:signin":
+		err = c.signin(f)
 	default:
 		if !strings.HasPrefix(f.Event, "client-") {
 			return "", refuse(0, "There is no event %.60q for clients to send.", f.Event)
@@ -156,11 +163,14 @@ func (c *session) closeUnlessStill() {
 func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 	c.mu.Lock()
 	c.gone = true
-	subs := c.subs
+	subs, account := c.subs, c.account
 	c.subs = nil
 	c.mu.Unlock()
 	for _, s := range subs {
 		s.sub.Close()
+	}
+	if account != nil {
+		account.signOut(c)
 	}
 	c.place.Release()
 	if c.left != nil {
@@ -172,14 +182,6 @@ func (c *session) isGone() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.gone
-}
-
-// frameFor puts a payload into the framing of a connection's wire.
-func frameFor(c *conn.Conn, payload []byte) []byte {
-	if c.Wire() == conn.WireXHR {
-		return conn.XHRFrame(payload)
-	}
-	return conn.TextFrame(payload)
 }
 
 // quoted is a JSON string.

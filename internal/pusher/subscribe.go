@@ -2,6 +2,7 @@ package pusher
 
 import (
 	"strings"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/gateway"
@@ -42,6 +43,24 @@ func (c *session) join(w *wish, form channel.Form) error {
 	if err := c.authorize(w, form); err != nil {
 		return err
 	}
+	name := w.Channel
+	r := hub.Request{
+		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
+		Counts: set.SubscriptionCount && form.Counted(), Last: form.Cache,
+		Ended:    func(ended *hub.Subscription, err error) { c.ended(name, ended, err) },
+		Admitted: func() { c.send(succeeded(name)) },
+		Missed:   func() { c.missed(name) },
+	}
+	s := &subscription{form: form}
+	if form.Kind == channel.Presence {
+		m, err := channel.ParseMember(w.ChannelData, set.MaxUserBytes)
+		if err != nil {
+			return err
+		}
+		s.user = m.ID
+		r.Member, r.Presence, r.MaxMembers = &hub.Member{ID: m.ID, Info: m.Info}, true, set.MaxMembers
+		r.Admitted = nil // the list of who is there says it
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -52,25 +71,26 @@ func (c *session) join(w *wish, form channel.Form) error {
 	case len(c.subs) >= set.MaxSubscriptions:
 		return refuse(0, "A connection may have at most %d subscriptions.", set.MaxSubscriptions)
 	}
-	s := &subscription{form: form}
-	name := w.Channel
-	r := hub.Request{
-		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
-		Ended: func(ended *hub.Subscription, err error) { c.ended(name, ended, err) },
-	}
-	r.Admitted = func() { c.send(succeeded(name)) }
 	sub, err := c.s.opt.Hub.Subscribe(r)
 	if err != nil {
 		return err
 	}
 	s.sub = sub
 	c.subs[name] = s
+	if form.Authorised() {
+		c.conn.CloseAt(time.Time{}, 0, "") // in time
+	}
 	return nil
 }
 
 // authorize checks the signature that a channel needs: HMAC-SHA256 of socket id, channel and channel data under a secret of the connection's app.
 func (c *session) authorize(w *wish, form channel.Form) error {
 	if form.Kind == channel.ServerToUser {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.account != nil && c.account.user == form.User {
+			return nil
+		}
 		return refuse(int(closeUnauthorized), "Only the connections of the user may subscribe to %s: sign in first.", w.Channel)
 	}
 	if !form.Authorised() {
@@ -91,6 +111,13 @@ func (c *session) signed(auth, text string) bool {
 	key, mac, ok := strings.Cut(auth, ":")
 	app, err := c.s.opt.Apps.Verify(key, []byte(text), mac)
 	return ok && err == nil && app == c.app
+}
+
+// missed tells that a cache channel has nothing yet. It runs under a lock of the hub.
+func (c *session) missed(name string) {
+	b := append(make([]byte, 0, 64+len(name)), `{"event":"pusher:cache_miss","channel":`...)
+	c.send(append(appendQuoted(b, name), '}'))
+	c.s.opt.OnCacheMiss(c.app, name)
 }
 
 // ended forgets a subscription that the hub refused after all.
@@ -129,6 +156,9 @@ func succeeded(name string) []byte {
 func subscriptionError(name string, err error) []byte {
 	text := gateway.NewProblem(err).Detail
 	kind, status := "SubscriptionError", "400"
+	if petrel.CodeOf(err) == petrel.CodeLimitReached {
+		kind, status = "LimitReached", "4004"
+	}
 	if r, ok := err.(*refusal); ok { //nolint:errorlint // ours are never wrapped
 		text = r.text
 		if r.code == int(closeUnauthorized) {

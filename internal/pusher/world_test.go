@@ -28,6 +28,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/petrel-chat/petrel/internal/apply"
+	"github.com/petrel-chat/petrel/internal/bus"
+	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/gateway"
@@ -152,8 +154,12 @@ func (w *site) start(change func(*Options, *gateway.Options)) {
 		Encoders: []func(*petrel.Publication) []byte{nothing, nothing},
 		Rosters:  []func(*hub.Roster) []byte{func(*hub.Roster) []byte { return nil }, func(*hub.Roster) []byte { return nil }},
 		History:  func(context.Context, hub.Want) (hub.Page, error) { return hub.Page{}, nil },
+		Last:     channel.NewCache(channel.CacheOptions{TTL: func(app petrel.AppID) time.Duration { return time.Duration(w.dir.Settings(app).CacheTTL) * time.Second }}),
 		Logger:   logger,
 	}))
+	w.hub.OnTell(hub.TopicTerminate, func(ctx context.Context, app petrel.AppID, user []byte) ([]byte, error) {
+		return w.server.Load().Terminate(ctx, app, user)
+	})
 	w.hub.Start()
 	o, door := Options{}, gateway.Options{Auth: nobody{}, Conns: conn.NewTable(conn.Options{Logger: logger}), RequestTimeout: patience, Logger: logger}
 	if change != nil {
@@ -181,6 +187,77 @@ func (w *site) start(change func(*Options, *gateway.Options)) {
 		w.server.Load().Stop()
 		w.hub.Stop()
 	})
+}
+
+// everywhere runs a test on one node, where both sites are the same, and on two that are joined.
+func everywhere(t *testing.T, change func(*Options, *gateway.Options), fn func(t *testing.T, a, b *site)) {
+	t.Run("one node", func(t *testing.T) {
+		t.Parallel()
+		w := newSite(t, change)
+		fn(t, w, w)
+	})
+	t.Run("two nodes", func(t *testing.T) {
+		t.Parallel()
+		net := bus.NewNetwork(1)
+		a, b := newSite(t, change), newSite(t, change)
+		met := []chan struct{}{a.join(net, "n1"), b.join(net, "n2")}
+		for _, m := range met {
+			select {
+			case <-m:
+			case <-time.After(patience):
+				t.Fatal("the nodes do not meet")
+			}
+		}
+		fn(t, a, b)
+	})
+}
+
+// cable is a hub.Relay over a Bus, as node makes one.
+type cable struct {
+	*bus.Bus
+	node petrel.NodeID
+}
+
+func (c cable) Node() petrel.NodeID { return c.node }
+
+func (cable) Bucket(ch petrel.Channel) hub.Bucket { return hub.Bucket(bus.BucketOf(ch.App, ch.Name)) }
+
+func (c cable) Publish(b hub.Bucket, p []byte) error { return c.Bus.Publish(bus.Bucket(b), 1, p) }
+
+func (c cable) Listen(b hub.Bucket) (stop func(), err error) { return c.Bus.Listen(bus.Bucket(b)) }
+
+func (c cable) Ask(ctx context.Context, node petrel.NodeID, p []byte) ([]byte, error) {
+	return c.Request(ctx, node, 1, p)
+}
+
+// join makes the site a node of a cell; what it returns is closed when it has met another.
+func (w *site) join(net *bus.Network, name petrel.NodeID) chan struct{} {
+	w.t.Helper()
+	b, err := bus.New(bus.Options{Node: name, Heartbeat: 50 * time.Millisecond}, net.Join())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	met := make(chan struct{})
+	once := sync.OnceFunc(func() { close(met) })
+	b.Handle(1, func(m bus.Message) { w.hub.Receive(m.Origin, m.Incarnation, m.Payload) })
+	b.Serve(1, w.hub.Answer)
+	b.OnChange(func(all []bus.Peer) {
+		var alive []hub.Peer
+		for _, p := range all {
+			if p.Alive {
+				alive = append(alive, hub.Peer{Node: p.Node, Incarnation: p.Incarnation})
+			}
+		}
+		if w.hub.Peers(alive); len(alive) > 0 {
+			once()
+		}
+	})
+	w.hub.Join(cable{b, name})
+	if err := b.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(b.Stop)
+	return met
 }
 
 type nobody struct{}

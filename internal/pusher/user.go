@@ -1,0 +1,238 @@
+package pusher
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/petrel-chat/petrel/internal/channel"
+	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/petrel"
+)
+
+// userKey names a user of an app.
+type userKey struct {
+	app  petrel.AppID
+	user petrel.UserID
+}
+
+// users are the connections of this node on which somebody is signed in, so that they can be terminated.
+type users struct {
+	mu sync.Mutex // guards by
+	by map[userKey]map[*session]struct{}
+}
+
+func (u *users) add(k userKey, c *session) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.by[k] == nil {
+		u.by[k] = map[*session]struct{}{}
+	}
+	u.by[k][c] = struct{}{}
+}
+
+func (u *users) remove(k userKey, c *session) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if delete(u.by[k], c); len(u.by[k]) == 0 {
+		delete(u.by, k)
+	}
+}
+
+func (u *users) of(k userKey) []*session {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := make([]*session, 0, len(u.by[k]))
+	for c := range u.by[k] {
+		out = append(out, c)
+	}
+	return out
+}
+
+// Terminate closes the connections of this node on which a user is signed in: what hub.TopicTerminate tells every node. They are told to stay away.
+func (s *Server) Terminate(_ context.Context, app petrel.AppID, user []byte) ([]byte, error) {
+	for _, c := range s.users.of(userKey{app, petrel.UserID(user)}) {
+		c.conn.Close(closeUnauthorized, "The user's connections were terminated.")
+	}
+	return nil, nil
+}
+
+// account is who is signed in on a connection.
+type account struct {
+	user  petrel.UserID
+	here  *hub.Subscription // makes the user count as online, on every node
+	watch *watchlist
+}
+
+// signin is pusher:signin: {"auth":"key:signature","user_data":"{\"id\":…}"}. The signature is over "socket_id::user::user_data".
+func (c *session) signin(f *clientFrame) error {
+	var in struct {
+		Auth     string `json:"auth"`
+		UserData string `json:"user_data"`
+	}
+	if err := readData(f.Data, &in); err != nil {
+		return err
+	}
+	if !c.signed(in.Auth, string(c.id)+"::user::"+in.UserData) {
+		return refuse(int(closeUnauthorized), "The auth of the sign-in is not a signature of this app over this connection's socket id and the user data.")
+	}
+	var data struct {
+		ID        string   `json:"id"`
+		Watchlist []string `json:"watchlist"`
+	}
+	if err := json.Unmarshal([]byte(in.UserData), &data); err != nil {
+		return refuse(0, "The user_data is not a JSON object with an id, which is a string, and perhaps a watchlist, which is a list of such ids.")
+	}
+	user, err := channel.ParseUser(data.ID)
+	if err != nil {
+		return err
+	}
+	again, err := c.signedIn(user)
+	if err != nil {
+		return err
+	}
+	c.conn.CloseAt(time.Time{}, 0, "")
+	answer := `{"user_data":` + quoted(in.UserData) + `}`
+	c.send(append(appendQuoted(append(make([]byte, 0, 64+2*len(answer)), `{"event":"pusher:signin_success","data":`...), answer), '}'))
+	if again {
+		return nil
+	}
+	limit := c.settings().MaxWatchlist
+	if over := len(data.Watchlist) > limit; over {
+		data.Watchlist = data.Watchlist[:limit]
+		defer c.refuse(refuse(errWatchlist, "The watchlist is longer than %d users: the first ones are watched.", limit))
+	}
+	c.watch(data.Watchlist)
+	return nil
+}
+
+// signedIn makes the connection the user's. It is one user's for its whole life.
+func (c *session) signedIn(user petrel.UserID) (again bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.gone:
+		return true, nil
+	case c.account != nil && c.account.user == user:
+		return true, nil
+	case c.account != nil:
+		return false, refuse(0, "This connection is signed in as another user already: open a new one.")
+	}
+	here, err := c.s.opt.Hub.Subscribe(hub.Request{
+		Channel: petrel.UserChannel(c.app, user), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
+	})
+	if err != nil {
+		return false, err
+	}
+	c.account = &account{user: user, here: here}
+	c.s.users.add(userKey{c.app, user}, c)
+	return false, nil
+}
+
+// signOut is the end of a connection.
+func (a *account) signOut(c *session) {
+	c.s.users.remove(userKey{c.app, a.user}, c)
+	a.here.Close()
+	if a.watch != nil {
+		a.watch.stop()
+	}
+}
+
+// watchlist tells a connection which of the users that it watches come and go. The first states of all are told at once.
+type watchlist struct {
+	c     *session
+	stops []func()
+
+	mu      sync.Mutex // guards what follows. Lock order: before the connection's
+	missing int        // users of whom nothing was heard yet
+	online  map[petrel.UserID]bool
+}
+
+// watch begins to watch users, each once. What cannot be a user is never online.
+func (c *session) watch(ids []string) {
+	w := &watchlist{c: c, online: map[petrel.UserID]bool{}}
+	var list []petrel.UserID
+	for _, id := range ids {
+		if user, err := channel.ParseUser(id); err == nil && !slices.Contains(list, user) {
+			list = append(list, user)
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone {
+		return
+	}
+	c.account.watch = w
+	w.missing = len(list)
+	for _, user := range list {
+		w.stops = append(w.stops, c.s.opt.Hub.Watch(petrel.UserChannel(c.app, user), func(now hub.Here) { w.heard(user, now.Count > 0) }))
+	}
+}
+
+// heard takes the state of one user.
+func (w *watchlist) heard(user petrel.UserID, online bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was, known := w.online[user]
+	w.online[user] = online
+	switch {
+	case w.missing > 0:
+		if !known {
+			w.missing--
+		}
+		if w.missing == 0 {
+			w.tellAll()
+		}
+	case was != online:
+		w.c.send(watchlistEvents(map[bool][]petrel.UserID{online: {user}}))
+	}
+}
+
+func (w *watchlist) tellAll() {
+	states := map[bool][]petrel.UserID{}
+	for user, online := range w.online {
+		states[online] = append(states[online], user)
+	}
+	slices.Sort(states[true])
+	slices.Sort(states[false])
+	w.c.send(watchlistEvents(states))
+}
+
+func (w *watchlist) stop() {
+	for _, stop := range w.stops {
+		stop()
+	}
+}
+
+func watchlistEvents(states map[bool][]petrel.UserID) []byte {
+	data := []byte(`{"events":[`)
+	for _, online := range []bool{true, false} {
+		list := states[online]
+		if len(list) == 0 {
+			continue
+		}
+		if data[len(data)-1] != '[' {
+			data = append(data, ',')
+		}
+		name := "offline"
+		if online {
+			name = "online"
+		}
+		data = append(data, `{"name":"`+name+`","user_ids":[`...)
+		for i, user := range list {
+			if i > 0 {
+				data = append(data, ',')
+			}
+			data = appendQuoted(data, user)
+		}
+		data = append(data, "]}"...)
+	}
+	data = append(data, "]}"...)
+	b := append(make([]byte, 0, 64+len(data)*5/4), `{"event":"pusher_internal:watchlist_events","data":`...)
+	return append(appendQuoted(b, data), '}')
+}
