@@ -231,32 +231,114 @@ func TestEphemeralNeverWaitsForTheSlow(t *testing.T) {
 	})
 }
 
-// TestDamagedPayloads: whatever comes from a wire, nothing panics and what can be read is read.
+// FuzzReceive: whatever comes from a wire, nothing panics and what can be read is read.
 func FuzzReceive(f *testing.F) {
 	item := func(kind itemKind, fill func([]byte) []byte) []byte {
 		return appendItem([]byte{formatItems}, kind, fill)
 	}
-	f.Add(item(itemPublication, func(b []byte) []byte { return appendPublication(b, whisper("typing")) }))
-	f.Add(item(itemChange, func(b []byte) []byte {
-		return appendUsers(appendUsers(appendNumbers(appendChannel(b, channelOf(0)), 0, 1), []petrel.UserID{"x"}), nil)
-	}))
-	f.Add(item(itemFull, func(b []byte) []byte {
-		return appendUsers(append(appendNumbers(appendChannel(b, channelOf(0)), 1, 0), 1), []petrel.UserID{"x"})
-	}))
-	f.Add(item(itemSummary, func(b []byte) []byte { return appendNumbers(appendChannel(b, channelOf(0)), 9) }))
-	f.Add(item(itemAsk, func(b []byte) []byte { return appendText(appendChannel(b, channelOf(0)), "a") }))
+	said := change{version: 1, came: []petrel.UserID{"x"}, numbered: true, number: 3, infos: []string{"i"}}
+	for _, ch := range []petrel.Channel{channelOf(0), pusherChannel(0)} {
+		p := tick(ch, "typing")
+		p.Except, p.User, p.Client = "1.1", "ann", true
+		f.Add(item(itemPublication, func(b []byte) []byte { return appendPublication(b, p) }))
+		f.Add(item(itemChange, func(b []byte) []byte { return said.append(appendChannel(b, ch)) }))
+		f.Add(item(itemChange, func(b []byte) []byte {
+			return appendUsers(appendUsers(appendNumbers(appendChannel(b, ch), 0, 1), []petrel.UserID{"x"}), nil) // of an older build
+		}))
+		f.Add(item(itemFull, func(b []byte) []byte {
+			return full{version: 1, last: true, users: []petrel.UserID{"x"}, number: 2}.append(appendChannel(b, ch))
+		}))
+		f.Add(item(itemSummary, func(b []byte) []byte { return appendNumbers(appendChannel(b, ch), 9) }))
+		f.Add(item(itemAsk, func(b []byte) []byte { return appendText(appendChannel(b, ch), "a") }))
+	}
+	f.Add(item(itemCall, func(b []byte) []byte { return appendNumbers(appendText(b, "b"), 2, 1, 70_000) }))
 	f.Add(append(item(99, func(b []byte) []byte { return append(b, 1, 2, 3) }), byte(itemAsk), 1))
 	f.Add([]byte{})
 	f.Fuzz(func(_ *testing.T, in []byte) {
-		h := New(Options{Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, History: (&tale{}).page})
+		h := New(Options{
+			Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, Deltas: []func(*Delta) []byte{delta},
+			Last: &memory{kept: map[petrel.Channel]petrel.Publication{}}, History: (&tale{}).page,
+		})
+		h.Observe(curious{})
 		h.Join(deaf{})
 		h.Peers([]Peer{{"b", 1}})
 		s, _ := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}, Presence: true, Member: who("me")})
+		x, _ := h.Subscribe(Request{Channel: pusherChannel(0), Subscriber: &ear{}, Presence: true, Counts: true, Last: true, Member: who("me")})
+		defer h.Watch(pusherChannel(0), func(Here) {})()
 		h.Receive("b", 1, in)
 		h.pass(time.Now(), true)
 		h.Receive("b", 1, in)
+		h.pass(time.Now().Add(time.Second), true)
 		s.Close()
-		h.pass(time.Now(), true)
+		x.Close()
+		h.pass(time.Now().Add(time.Minute), true)
+	})
+}
+
+// TestItemsThatNobodyKnows: what a newer build says besides is skipped, and what an older one leaves out is nothing.
+func TestItemsThatNobodyKnows(t *testing.T) {
+	t.Parallel()
+	b := appendItem([]byte{formatItems}, 200, func(b []byte) []byte { return append(b, "what is this?"...) })
+	b = appendItem(b, itemFull, func(b []byte) []byte {
+		b = full{version: 7, last: true, users: []petrel.UserID{"x", "y"}, number: 5, infos: []string{"", "of y"}}.append(appendChannel(b, pusherChannel(0)))
+		return append(b, "and more"...)
+	})
+	b = appendItem(b, itemChange, func(b []byte) []byte {
+		return appendUsers(appendUsers(appendNumbers(appendChannel(b, channelOf(0)), 3, 4), []petrel.UserID{"z"}), nil)
+	})
+	var got []string
+	ok := readItems(b, func(kind itemKind, in *reader) {
+		switch kind {
+		case itemFull:
+			got = append(got, fmt.Sprintf("%v %+v", in.channel(), in.full()))
+		case itemChange:
+			got = append(got, fmt.Sprintf("%v %+v", in.channel(), in.change()))
+		}
+	})
+	want := []string{
+		"{app 2 presence-0} {version:7 part:0 last:true users:[x y] number:5 infos:[ of y]}",
+		"{app 1 r0} {since:3 version:4 came:[z] left:[] numbered:false number:0 infos:[]}",
+	}
+	if diff := cmp.Diff(want, got); diff != "" || !ok {
+		t.Error(ok, diff)
+	}
+}
+
+// curious is an observer that wants everything.
+type curious struct{}
+
+func (curious) Owns(Bucket) bool          { return true }
+func (curious) Wants(petrel.Channel) bool { return true }
+func (curious) Changed(petrel.Channel)    {}
+
+// FuzzAnswer: whatever another node asks, or answers, nothing panics, and an answer is no longer than a bus takes.
+func FuzzAnswer(f *testing.F) {
+	names := []string{"presence-0", "x"}
+	f.Add([]byte{formatAsk, askHello})
+	f.Add(appendText(appendText([]byte{formatAsk, askTell, byte(TopicTerminate)}, "app"), "ann"))
+	f.Add(censusPage{query: CensusQuery{App: "app", Kind: petrel.ChannelPusher, Names: names, Users: true}}.append([]byte{formatAsk, askCensus}))
+	f.Add(censusPage{query: CensusQuery{App: "app", Kind: petrel.ChannelPusher, Users: true}, channel: "presence-0", user: "me", within: true}.append([]byte{formatAsk, askCensus}))
+	f.Add(appendChannels([]byte{formatAsk, askLasts}, []petrel.Channel{pusherChannel(0), pusherChannel(1)}))
+	part := censusPart{channels: []Counted{{"x", 3, []petrel.UserID{"a", "b"}}}, more: true, within: true}
+	f.Add(part.append(nil))
+	f.Add([]byte{formatAsk, 77})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		h := New(Options{
+			Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, Deltas: []func(*Delta) []byte{delta},
+			Last: &memory{kept: map[petrel.Channel]petrel.Publication{}}, History: (&tale{}).page,
+		})
+		h.OnTell(TopicTerminate, func(_ context.Context, _ petrel.AppID, payload []byte) ([]byte, error) { return payload, nil })
+		_, _ = h.Subscribe(Request{Channel: pusherChannel(0), Subscriber: &ear{}, Presence: true, Member: who("me")})
+		_ = h.Announce(tick(pusherChannel(0), "x"), nil)
+		answer, err := h.Answer(t.Context(), "b", in)
+		if err == nil && (len(answer) == 0 || answer[0] != formatAsk || len(answer) > 250<<10) {
+			t.Fatalf("the answer to %x is %x", in, answer)
+		}
+		r := &reader{b: in, ok: true}
+		if part := r.censusPart(); r.ok && part.within && len(part.channels) == 0 {
+			t.Fatalf("%+v", part)
+		}
+		(&reader{b: in, ok: true}).lasts()
 	})
 }
 

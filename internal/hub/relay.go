@@ -37,8 +37,8 @@ type Peer struct {
 	Incarnation uint64
 }
 
-// MaxEphemeral is the largest Data of an ephemeral publication, in bytes.
-const MaxEphemeral = 128 << 10 // what apps may set is less
+// MaxEphemeral is the largest Data of an ephemeral publication, in bytes: what fits into one message of a bus (256 KiB) with everything around it.
+const MaxEphemeral = 240 << 10
 
 // ErrTooLarge is what Announce returns for data above MaxEphemeral.
 var ErrTooLarge = errors.New("hub: ephemeral publication too large")
