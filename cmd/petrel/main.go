@@ -37,6 +37,7 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run a node."`
 	App     appCmd     `cmd:"" help:"Make and manage apps, the tenants of an installation."`
 	Hook    hookCmd    `cmd:"" help:"Tell an address of yours what happens in an app."`
+	Job     jobCmd     `cmd:"" help:"Look at what is done outside, and repeat what could not be done."`
 	Token   tokenCmd   `cmd:"" help:"Mint a token with which a user signs in."`
 	Node    nodeCmd    `cmd:"" help:"Show and change the nodes of a cell."`
 	Verify  verifyCmd  `cmd:"" help:"Prove that all replicas hold the same rows, or that a stopped one holds what its log says."`

@@ -29,6 +29,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -74,6 +75,8 @@ type Options struct {
 	Version    string         // of this build, in the description of the API; default "dev"
 	Heartbeat  conn.Heartbeat // of native connections; default 25 s, 10 s, epoch 1
 
+	// JobLimits are those of an app. Default: the domain's.
+	JobLimits func(app petrel.AppID) job.Limits
 	// Settle returns when everything is applied here that was committed before; raftlog.Log's Barrier. Default: that is always so.
 	Settle func(ctx context.Context) error
 	// Stale says how long this node has been out of touch with the shard's leader, 0 while it is in touch. Default: always 0.
@@ -101,6 +104,9 @@ func (o *Options) defaults() {
 	}
 	if o.Alone == nil {
 		o.Alone = func() bool { return false }
+	}
+	if o.JobLimits == nil {
+		o.JobLimits = func(petrel.AppID) job.Limits { return job.Limits{} }
 	}
 	if o.Successors == nil {
 		o.Successors = func() []string { return nil }

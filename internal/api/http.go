@@ -66,6 +66,7 @@ func (s *server) registerHTTP() {
 	s.registerReplay(api)
 	s.registerPresence(api)
 	s.registerHooks(api)
+	s.registerJobs(api)
 	s.describeStreams(api)
 	spec, err := api.OpenAPI().MarshalJSON()
 	if err != nil {

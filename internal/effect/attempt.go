@@ -112,4 +112,11 @@ func (r *Runner) lost(j job.Job, why string) job.Report {
 	return rep
 }
 
-func (r *Runner) policy(kind string) Policy { return r.opt.Policies[kind].withDefaults() }
+// policy of a kind: as set in the options, or as its handler has it.
+func (r *Runner) policy(kind string) Policy {
+	p, ok := r.opt.Policies[kind]
+	if own, has := r.opt.Kinds[kind].(interface{ Policy() Policy }); has && !ok {
+		p = own.Policy()
+	}
+	return p.withDefaults()
+}

@@ -134,7 +134,7 @@ type Options struct {
 	Leading func() (term uint64, ok bool)
 	// Kinds of jobs and who carries them out. A job of another kind waits until a node comes that knows it.
 	Kinds map[string]Handler
-	// Policies by kind.
+	// Policies by kind. Of a kind that is not listed the handler's own counts, if it has a method Policy() Policy.
 	Policies map[string]Policy
 	// Places is how many attempts run at once. Default 1,024.
 	Places int

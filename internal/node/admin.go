@@ -147,6 +147,7 @@ func operatorRoutes(op Operator) http.Handler {
 		return op.MintToken(ctx, app, in.User, ttl)
 	}))
 	hookRoutes(mux, op, withApp)
+	jobRoutes(mux, op, withApp)
 	mux.HandleFunc("GET /admin/cell", func(w http.ResponseWriter, r *http.Request) {
 		info, err := op.Cell(r.Context())
 		writeAnswer(w, info, err)

@@ -2,16 +2,12 @@ package node
 
 import (
 	"context"
-	"time"
 
 	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
-
-// stopRest is how long Stop leaves the runner of jobs to write down what it did, when nobody drained the node before.
-const stopRest = time.Second
 
 // openJobs makes the runner of the shard's jobs. It rests until Start, and on every node that does not lead.
 func (n *Node) openJobs() {
@@ -29,6 +25,11 @@ func (n *Node) jobKinds() (map[string]effect.Handler, map[string]effect.Policy) 
 		kinds[kind] = h
 	}
 	return kinds, policies
+}
+
+// jobLimits are an app's, by its settings.
+func (n *Node) jobLimits(app petrel.AppID) job.Limits {
+	return job.Limits{Waiting: n.directory.Settings(app).MaxJobsWaiting}
 }
 
 // runsJobs says whether this node is to run the jobs: it leads and stays.
@@ -52,14 +53,9 @@ func (n *Node) restJobs(ctx context.Context) {
 	}
 }
 
-// stopJobs ends the runner.
+// stopJobs ends the runner. Without a drain before, what it was at is found interrupted by the next one.
 func (n *Node) stopJobs() {
-	r := n.jobs.Load()
-	if r == nil {
-		return
+	if r := n.jobs.Load(); r != nil {
+		r.Stop()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopRest)
-	defer cancel()
-	r.Rest(ctx)
-	r.Stop()
 }

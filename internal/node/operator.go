@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
@@ -64,6 +65,14 @@ type Operator interface {
 	Hooks(ctx context.Context, app petrel.AppID) ([]Hook, error)
 	SetHook(ctx context.Context, app petrel.AppID, h Hook) (Hook, error)
 	RemoveHook(ctx context.Context, app petrel.AppID, id petrel.HookID) (Hook, error)
+
+	// JobLedgers counts the jobs of every app that ever had one; Jobs is a page of those in one state, Job one with its body.
+	// RepeatJobs and DiscardJobs return the ids of those that they changed; of several, those in another state are passed over.
+	JobLedgers(ctx context.Context) ([]job.ShownLedger, error)
+	Jobs(ctx context.Context, app petrel.AppID, state, after string, limit int) (JobPage, error)
+	Job(ctx context.Context, id string) (job.Shown, error)
+	RepeatJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
+	DiscardJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
 
 	// Cell shows the nodes. A node that runs alone shows itself.
 	Cell(ctx context.Context) (CellInfo, error)
