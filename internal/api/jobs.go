@@ -115,10 +115,15 @@ func (s *server) registerJobCommands(api huma.API, tag string, codes []petrel.Co
 		OfJob
 		Positioned
 	}
+	type bare struct {
+		OfJob
+		Positioned
+		Body *struct{}
+	}
 	register(s, api, route{
 		id: "repeatJob", method: http.MethodPost, path: "/v1/jobs/{job}/repeat", tag: tag, summary: "Repeat a dead job", write: true,
 		codes: append(codes[:len(codes):len(codes)], petrel.CodeJobsFull), description: "Gives it another round of attempts, from now on and with the same event id. One that waits or runs is left as it is.",
-	}, func(ctx context.Context, in *one) (*answer[jobsChanged], error) {
+	}, func(ctx context.Context, in *bare) (*answer[jobsChanged], error) {
 		app := gateway.CredentialOf(ctx).Actor.App
 		cmd := job.Repeat{App: app, Jobs: []job.ID{in.id()}, Limits: s.opt.JobLimits(app)}
 		return run(ctx, s, Idempotent{Positioned: in.Positioned}, cmd, changed, http.StatusOK)

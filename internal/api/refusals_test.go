@@ -84,12 +84,16 @@ func describedOperations(t *testing.T, s *stack) []described {
 var bodies = map[string]string{
 	"createRoom": `{"id":"other","kind":"open"}`, "updateRoom": `{"name":"changed"}`, "putMember": `{"role":"member"}`,
 	"postMessage": `{"text":"changed"}`, "editMessage": `{"text":"changed"}`, "sync": `{"rooms":{"r":0}}`,
-	"setHook": `{"url":"https://shop.example/","events":["*"]}`,
+	"setHook": `{"url":"https://shop.example/","events":["*"]}`, "repeatJob": `{}`,
 }
 
 // address fills an operation's path.
 func (d described) address(room, user, message string) string {
-	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message, "{hook}", room).Replace(d.path)
+	job := room
+	if room == "r" {
+		job = "1.0.0"
+	}
+	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message, "{hook}", room, "{job}", job).Replace(d.path)
 	if d.path == "/v1/events" {
 		path += "?rooms=" + room
 	}
@@ -168,7 +172,7 @@ func TestEveryEndpointRefuses(t *testing.T) {
 					headers = append(headers, "Authorization: "+c.header)
 				}
 				codes := c.codes
-				if what == "wrong app" && strings.HasPrefix(d.path, "/v1/hooks") {
+				if what == "wrong app" && (strings.HasPrefix(d.path, "/v1/hooks") || strings.HasPrefix(d.path, "/v1/jobs")) {
 					codes = []petrel.Code{petrel.CodeForbidden} // whatever the app, no user's business
 				}
 				if d.path == "/v1/connect" { // without an upgrade it is refused before, or for, the token

@@ -62,8 +62,8 @@ func (s *shelf) wait(j *job.Job) {
 	s.lanes[laneOf(j)] = slices.Insert(l, at, j.ID)
 }
 
-func (s *shelf) Begin(context.Context, petrel.NodeID, uint64) (uint64, error) {
-	time.Sleep(s.took)
+func (s *shelf) Begin(ctx context.Context, _ petrel.NodeID, _ uint64) (uint64, error) {
+	pause(ctx, s.took)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.steps++
@@ -71,8 +71,8 @@ func (s *shelf) Begin(context.Context, petrel.NodeID, uint64) (uint64, error) {
 	return s.runner, s.err
 }
 
-func (s *shelf) Step(_ context.Context, step job.Step) (job.Stepped, error) {
-	time.Sleep(s.took)
+func (s *shelf) Step(ctx context.Context, step job.Step) (job.Stepped, error) {
+	pause(ctx, s.took)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {

@@ -35,7 +35,7 @@ func TestFairTurns(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := newShelf()
-				s.queue(100_000, "heavy", "h", 0)
+				s.queue(map[bool]int{true: 20_000, false: 100_000}[takes == 0], "heavy", "h", 0)
 				var mu sync.Mutex
 				worst := time.Duration(0)
 				r := work(t, s, func(ctx context.Context, j job.Job, _ int) error {
