@@ -95,14 +95,14 @@ describe("§2 heartbeat", { concurrency: 8 }, () => {
   });
 
   everyWay("H1, H4: a silent connection is asked by the server, and an answer keeps it", async ({ world, transport }) => {
-    const app = await world.app({ activity_timeout: 10 });
+    const app = await world.app({ activity_timeout: 5 });
     const raw = await dial(world.node(0), app, transport);
-    assert.equal(raw.hello.activity_timeout, 10, "H6: what the app is set to, said in the handshake");
+    assert.equal(raw.hello.activity_timeout, 5, "H6: what the app is set to, said in the handshake");
     let asked = 0;
     if (transport === "ws") raw.socket.on("ping", () => asked++);
     const began = Date.now();
     // It answers pings of either kind (ws does so by itself), and says nothing else.
-    while (Date.now() - began < 25_000) {
+    while (Date.now() - began < 18_000) {
       const winner = await Promise.race([
         raw.inbox.take("pusher:ping", (f) => f.event === "pusher:ping").then(() => "ping", () => "closed"),
         raw.closed.then(() => "closed"),
@@ -119,7 +119,7 @@ describe("§2 heartbeat", { concurrency: 8 }, () => {
   }, { only: [1] });
 
   onNodes("H4, §3 4201: a connection that answers no ping is closed with 4201", async ({ world }) => {
-    const app = await world.app({ activity_timeout: 10 });
+    const app = await world.app({ activity_timeout: 5 });
     const raw = await dial(world.node(0), app, "ws", { autoPong: false });
     assert.equal((await raw.close("the silent connection to be closed")).code, 4201);
   }, { only: [1] });

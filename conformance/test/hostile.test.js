@@ -122,17 +122,14 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
       await meanwhile(async () => {
         const raw = await dial(node, app);
         const { socket } = raw;
-        raw.inbox.put = () => {}; // 100,000 answers are not kept here either
+        let answers = 0;
+        raw.inbox.put = () => answers++; // 100,000 answers are not kept here either
         for (let i = 0; i < 100_000 && socket.readyState === 1; i++) {
           socket.send(JSON.stringify({ event: "pusher:subscribe", data: { channel: name(i), auth: "" } }));
-          if (i % 1000 === 999) await Promise.race([new Promise((resolve) => poll("the socket to take more", () => socket.bufferedAmount < 1 << 20 || socket.readyState !== 1).then(resolve)), raw.closed]);
+          if (i % 1_000 === 999) await new Promise(setImmediate);
         }
-        // Whoever was not thrown out is still answered.
-        if (socket.readyState === 1) {
-          const pong = new Promise((resolve) => socket.on("message", (data) => String(data).includes("pusher:pong") && resolve()));
-          socket.send('{"event":"pusher:ping","data":{}}');
-          await within("a pong or a close", Promise.race([pong, raw.closed]));
-        }
+        // The server may throw it out, or read it as slowly as it likes: then the flood waits in its sender's own socket.
+        await poll("the server to have answered some thousand, or to have had enough", () => answers > 2_500 || socket.readyState !== 1);
         raw.drop();
       });
     });
@@ -142,16 +139,19 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
     await meanwhile(async () => {
       for (const frame of ['{"event":"pusher:ping","data":{}}', '{"event":"client-x","channel":"private-a","data":{}}', '{"event":"pusher:signin","data":{"auth":"a:b","user_data":"{\\"id\\":\\"1\\"}"}}', '{"event":"nonsense"}']) {
         const raw = await dial(node, app);
-        raw.inbox.put = () => {};
-        for (let i = 0; i < 20_000 && raw.socket.readyState === 1; i++) {
+        let answers = 0;
+        raw.inbox.put = () => answers++;
+        for (let i = 0; i < 50_000 && raw.socket.readyState === 1; i++) {
           raw.socket.send(frame);
-          if (i % 1000 === 999) await poll("the socket to take more", () => raw.socket.bufferedAmount < 1 << 20 || raw.socket.readyState !== 1);
+          if (i % 1_000 === 999) await new Promise(setImmediate);
         }
+        await poll("the server to have answered some thousand, or to have had enough", () => answers > 2_500 || raw.socket.readyState !== 1);
         raw.drop();
       }
       const pinger = await bare();
-      for (let i = 0; i < 20_000 && !pinger.socket.destroyed; i++) {
-        await pinger.frame(9, Buffer.from("ping"));
+      for (let i = 0; i < 50_000 && !pinger.socket.destroyed; i++) {
+        void pinger.frame(9, Buffer.from("ping"));
+        if (i % 1_000 === 999) await new Promise(setImmediate);
       }
       pinger.socket.destroy();
     });
@@ -208,29 +208,30 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
 
   test("deep, wide and odd JSON", async () => {
     await meanwhile(async () => {
-      const raw = await dial(node, app);
       const odd = [
         "[".repeat(5_000), `{"event":${"[".repeat(2_000)}${"]".repeat(2_000)}}`, `{"event":"pusher:subscribe","data":${'{"a":'.repeat(1_500)}1${"}".repeat(1_500)}}`,
         '{"event":"pusher:subscribe","event":"pusher:ping","data":{"channel":"a","channel":"b d"}}', '{"event":"\\ud800","data":{}}', '{"event":"pusher:subscribe","data":{"channel":"\\u0000"}}',
         `{"event":"pusher:subscribe","data":{"channel":1e400}}`, '{"event":null,"data":null,"channel":null}',
       ];
       for (const text of odd) {
+        const raw = await dial(node, app);
         raw.text(text);
         await raw.inbox.take(`an answer to ${text.slice(0, 40)}`, (f) => /^pusher/.test(f.event ?? ""));
+        raw.drop();
       }
-      await raw.fence().catch(() => {});
-      raw.drop();
     });
   });
 
   test("channel names, event names and user ids from a fuzzer", async () => {
     await meanwhile(async () => {
-      const raw = await dial(node, app);
+      let raw = await dial(node, app);
       let seed = 20261121;
       const random = (n) => ((seed = (Math.imul(seed, 1103515245) + 12345) >>> 0) >>> 8) % n;
       const alphabet = ["a", "-", "_", "#", "private-", "presence-", "cache-", "encrypted-", "server-to-user-", " ", "/", "..", "%00", "\u0000", "ä", "🦆", "\u202e", "'", '"', "\\", "\n", "{}", "client-", "pusher:"];
       const word = () => Array.from({ length: 1 + random(12) }, () => alphabet[random(alphabet.length)]).join("");
-      for (let i = 0; i < 2_000; i++) {
+      for (let i = 0; i < 1_500; i++) {
+        if (i % 5 === 4) await Promise.race([raw.fence().catch(() => {}), raw.closed]);
+        if (raw.inbox.ended !== undefined) raw = await dial(node, app); // too much nonsense on one connection: that is an answer
         const channel = word();
         const kind = random(4);
         if (kind === 0) raw.send("pusher:subscribe", { channel, auth: app.auth(raw.socketId, channel) });
@@ -238,7 +239,6 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
         if (kind === 2) raw.send(word(), word(), channel);
         if (kind === 3) raw.send("pusher:unsubscribe", { channel });
       }
-      await raw.fence();
       for (let i = 0; i < 200; i++) {
         const { status } = await app.call(node, "POST", "/events", { body: { name: word(), data: word(), channels: [word(), word()] } });
         assert.ok(status === 200 || (status >= 400 && status < 500), String(status));

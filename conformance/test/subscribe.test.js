@@ -180,7 +180,7 @@ describe("§6 who may listen", { concurrency: 8 }, () => {
     const rotated = JSON.parse(await world.node(0).cli("app", "rotate", app.id, "--json"));
     await world.everywhere(app);
     const newer = rotated.keys.find((k) => k.key !== app.key);
-    const raw = await dial(world.node(1), app);
+    const raw = await dial(world.node(1), newer); // whoever came by a key goes with it
     for (const { key, secret } of rotated.keys) {
       const channel = fresh("private-");
       raw.send("pusher:subscribe", { channel, auth: `${key}:${hmac(secret, `${raw.socketId}:${channel}`)}` });

@@ -17,6 +17,9 @@ type Settings struct {
 	// AuthorizedConnections is how many seconds a connection has to subscribe to a channel that needs authorization, or to sign
 	// in, before it is closed. 0: for ever.
 	AuthorizedConnections int
+	// ActivityTimeout is after how many seconds of silence a client asks whether the server is still there. It is told in the handshake: who
+	// is connected keeps what that said.
+	ActivityTimeout int
 
 	MaxEventBytes   int // of an event's data
 	MaxChannels     int // that one event is published to
@@ -47,6 +50,7 @@ var settingSpecs = []settingSpec{
 	{name: "client_events", def: 1, max: 1, flag: func(s *Settings) *bool { return &s.ClientEvents }},
 	{name: "subscription_count", def: 0, max: 1, flag: func(s *Settings) *bool { return &s.SubscriptionCount }},
 	{name: "authorized_connections", def: 0, max: 3600, num: func(s *Settings) *int { return &s.AuthorizedConnections }},
+	{name: "activity_timeout", def: 120, min: 5, max: 3600, num: func(s *Settings) *int { return &s.ActivityTimeout }},
 	{name: "max_event_bytes", def: 10_240, min: 1, max: 102_400, num: func(s *Settings) *int { return &s.MaxEventBytes }},
 	{name: "max_channels", def: 100, min: 1, max: 1_000, num: func(s *Settings) *int { return &s.MaxChannels }},
 	{name: "max_batch", def: 10, min: 1, max: 100, num: func(s *Settings) *int { return &s.MaxBatch }},

@@ -26,6 +26,7 @@ type session struct {
 	app   petrel.AppID
 	key   string
 	id    petrel.ConnID // the socket id: the connection's name over the whole cell
+	beat  time.Duration // the silence after which the client was told to ask
 	conn  *conn.Conn    // set by OnOpen
 	left  func()        // called at the end; nil: nobody is
 
@@ -50,8 +51,11 @@ type subscription struct {
 
 // newSession makes the handler of a connection that is let in, and how it is opened. The connection is given the heartbeat that its handshake tells.
 func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (conn.Config, *session) {
-	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), subs: map[string]*subscription{}}
-	return conn.Config{ID: c.id, Heartbeat: conn.Heartbeat{Interval: s.opt.ActivityTimeout, Grace: s.opt.Grace, Epoch: 1}}, c
+	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), subs: map[string]*subscription{}, beat: s.opt.ActivityTimeout}
+	if own := c.settings().ActivityTimeout; own > 0 {
+		c.beat = time.Duration(own) * time.Second
+	}
+	return conn.Config{ID: c.id, Heartbeat: conn.Heartbeat{Interval: c.beat, Grace: s.opt.Grace, Epoch: 1}}, c
 }
 
 var _ conn.Handler = (*session)(nil)
@@ -62,7 +66,7 @@ func (c *session) settings() *identity.Settings { return c.s.opt.Apps.Settings(c
 func (c *session) OnOpen(cn *conn.Conn) {
 	c.conn = cn
 	c.s.metrics.connects.WithLabelValues("ok").Inc()
-	hello := `{"socket_id":"` + string(c.id) + `","activity_timeout":` + strconv.Itoa(max(1, int(c.s.opt.ActivityTimeout.Seconds()))) + `}`
+	hello := `{"socket_id":"` + string(c.id) + `","activity_timeout":` + strconv.Itoa(max(1, int(c.beat.Seconds()))) + `}`
 	b := append(make([]byte, 0, 160), `{"event":"pusher:connection_established","data":`...)
 	c.send(append(appendQuoted(b, hello), '}'))
 	if within := c.settings().AuthorizedConnections; within > 0 {
