@@ -94,6 +94,7 @@ type appCmd struct {
 	Create  appCreateCmd  `cmd:"" help:"Make an app with its first key and secret."`
 	List    appListCmd    `cmd:"" help:"List the apps."`
 	Show    appShowCmd    `cmd:"" help:"Show one app with its keys and secrets."`
+	Set     appSetCmd     `cmd:"" help:"Change settings of an app: limits, and what its clients may do."`
 	Rotate  appRotateCmd  `cmd:"" help:"Give an app a new key, or retire an old one."`
 	Suspend appSuspendCmd `cmd:"" help:"Refuse everything of an app until it is resumed."`
 	Resume  appResumeCmd  `cmd:"" help:"End a suspension."`
@@ -108,19 +109,21 @@ Examples:
   petrel app create --name "Our shop"
   petrel app rotate 482913                      the new key is good at once, the old one still is
   petrel app rotate 482913 --retire OLDKEY      now it is not
+  petrel app set 482913 client_events=off max_event_bytes=20000
   petrel app suspend 482913 --reason "floods its rooms"`
 }
 
 type appCreateCmd struct {
 	ID   string `placeholder:"ID" help:"Id of the app; digits are understood by every SDK of the Pusher family. Made up when absent."`
 	Name string `placeholder:"NAME" help:"A name for people."`
+	Set  string `placeholder:"NAME=VALUE,…" help:"Settings that differ from their defaults."`
 	JSON bool   `name:"json" help:"Print JSON."`
 	target
 }
 
 func (c *appCreateCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
-		app, err := op.CreateApp(ctx, node.NewApp{ID: petrel.AppID(c.ID), Name: c.Name})
+		app, err := op.CreateApp(ctx, node.NewApp{ID: petrel.AppID(c.ID), Name: c.Name, Settings: c.Set})
 		return show(con.out, c.JSON, app, err)
 	})
 }
@@ -162,6 +165,20 @@ type appShowCmd struct {
 func (c *appShowCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
 		app, err := op.App(ctx, petrel.AppID(c.App))
+		return show(con.out, c.JSON, app, err)
+	})
+}
+
+type appSetCmd struct {
+	App      string            `arg:"" help:"Id of the app."`
+	Settings map[string]string `arg:"" mapsep:"none" placeholder:"NAME=VALUE" help:"What to change; nothing after the = means the default. petrel app show lists them all."`
+	JSON     bool              `name:"json" help:"Print JSON."`
+	target
+}
+
+func (c *appSetCmd) Run(con *console) error {
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		app, err := op.Configure(ctx, petrel.AppID(c.App), c.Settings)
 		return show(con.out, c.JSON, app, err)
 	})
 }
@@ -255,6 +272,17 @@ func show(w io.Writer, asJSON bool, a node.App, err error) error {
 	fmt.Fprintf(w, "state   %s\n", state(a))
 	for _, k := range a.Keys {
 		fmt.Fprintf(w, "key     %s\nsecret  %s\n", k.Key, k.Secret)
+	}
+	for i, s := range a.Settings {
+		label := ""
+		if i == 0 {
+			label = "settings"
+		}
+		note := ""
+		if s.Value != s.Default {
+			note = fmt.Sprintf("  (default %s)", s.Default)
+		}
+		fmt.Fprintf(w, "%-9s%-23s%s%s\n", label, s.Name, s.Value, note)
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ type CreateApp struct {
 	App  petrel.AppID
 	Name string // 0 to MaxName bytes
 	Pair KeyPair
+	// Settings are what the app begins with, as ParseSettings reads them. A repeat does not look at them.
+	Settings string
 }
 
 // AddKey gives an app one more pair; the older ones stay good. NewAddKey makes one up.

@@ -22,12 +22,23 @@ func decideCreateApp(app appRow, key keyRow, c CreateApp) (event.Decision, error
 	case key.version != 0:
 		return event.Decision{}, errKeyTaken(c.Pair.Key)
 	}
+	changes, err := ParseSettings(c.Settings)
+	if err != nil {
+		return event.Decision{}, err
+	}
+	set, err := withChanges(nil, changes)
+	if err != nil {
+		return event.Decision{}, err
+	}
 	d := event.Decision{
 		Events: []event.Event{event.AppCreated{App: c.App, Name: c.Name}, added(c.App, c.Pair)},
 		Guards: []event.Guard{guardApp(c.App, 0), guardKey(c.Pair.Key, 0)},
 		Answer: func(s event.Stamp, _ []uint64) any {
-			return App{ID: c.App, Name: c.Name, CreatedAt: time.UnixMilli(s.At).UTC(), Keys: []KeyPair{c.Pair}, Settings: DefaultSettings()}
+			return App{ID: c.App, Name: c.Name, CreatedAt: time.UnixMilli(s.At).UTC(), Keys: []KeyPair{c.Pair}, Settings: settingsOf(set)}
 		},
+	}
+	if len(set) > 0 {
+		d.Events = append(d.Events, event.AppConfigured{App: c.App, Settings: set})
 	}
 	return d, nil
 }

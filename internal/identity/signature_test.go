@@ -113,3 +113,19 @@ func TestSettings(t *testing.T) {
 		t.Error("an app that is not known has other settings")
 	}
 }
+
+// TestCreateWithSettings: they are there from the app's first moment, in the rows and in the directory.
+func TestCreateWithSettings(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if _, _, err := w.do(CreateApp{App: "1", Pair: pair("k1"), Settings: "max_batch=0"}); petrel.CodeOf(err) != petrel.CodeInvalidField {
+		t.Error(err)
+	}
+	if app := w.must(CreateApp{App: "1", Pair: pair("k1"), Settings: "max_batch=20, client_events=off"}); app.Settings.MaxBatch != 20 || app.Settings.ClientEvents {
+		t.Errorf("%+v", app.Settings)
+	}
+	if set := w.dir.Settings("1"); set.MaxBatch != 20 || set.ClientEvents {
+		t.Errorf("%+v", set)
+	}
+	w.agree()
+}

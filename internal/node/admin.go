@@ -138,6 +138,13 @@ func operatorRoutes(op Operator) http.Handler {
 	mux.HandleFunc("POST /admin/apps/{app}/resume", withApp(func(ctx context.Context, _ *http.Request, app petrel.AppID) (any, error) {
 		return op.Resume(ctx, app)
 	}))
+	mux.HandleFunc("PATCH /admin/apps/{app}/settings", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
+		in, err := readBody[map[string]string](r)
+		if err != nil {
+			return nil, err
+		}
+		return op.Configure(ctx, app, in)
+	}))
 	mux.HandleFunc("POST /admin/apps/{app}/tokens", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
 		in, err := readBody[tokenRequest](r)
 		if err != nil {

@@ -21,6 +21,7 @@ func (n *Node) CreateApp(ctx context.Context, a NewApp) (App, error) {
 		}
 	}
 	c := identity.NewCreateApp(a.ID, a.Name, a.Key, identity.Secret(a.Secret))
+	c.Settings = a.Settings
 	return n.operate(ctx, c.App, c)
 }
 
@@ -71,6 +72,11 @@ func (n *Node) Resume(ctx context.Context, id petrel.AppID) (App, error) {
 	return n.operate(ctx, id, identity.ResumeApp{App: id})
 }
 
+// Configure implements Operator.
+func (n *Node) Configure(ctx context.Context, id petrel.AppID, changes map[string]string) (App, error) {
+	return n.operate(ctx, id, identity.ConfigureApp{App: id, Changes: changes})
+}
+
 // MintToken implements Operator. The app's newest key signs.
 func (n *Node) MintToken(ctx context.Context, id petrel.AppID, user petrel.UserID, ttl time.Duration) (Token, error) {
 	if _, err := petrel.ParseUserID(string(user)); err != nil {
@@ -115,6 +121,9 @@ func shownApp(a identity.App) App {
 	shown := App{ID: a.ID, Name: a.Name, CreatedAt: a.CreatedAt, Suspended: a.Suspended, Reason: a.Reason, Keys: []Key{}}
 	for _, k := range a.Keys {
 		shown.Keys = append(shown.Keys, Key{Key: k.Key, Secret: string(k.Secret)})
+	}
+	for _, s := range a.Settings.List() {
+		shown.Settings = append(shown.Settings, Setting{Name: s.Name, Value: s.Value, Default: s.Default})
 	}
 	return shown
 }

@@ -56,6 +56,7 @@ type Config struct {
 	Voters         int    `koanf:"voters" default:"3" placeholder:"N" help:"Nodes that vote on the log, 3 or 5; further ones hold it without a vote. The same on every node."`
 
 	WebhookAllow string `koanf:"webhook-allow" placeholder:"CIDR,…" help:"Private networks that webhooks may call, like 10.1.0.0/16. All others that are not public are refused."`
+	AppSettings  string `koanf:"app-settings" placeholder:"NAME=VALUE,…" help:"Settings of the first app, set when that is made, like client_events=off,max_event_bytes=20000. More: petrel app set."`
 	AppWebhook   string `koanf:"app-webhook" placeholder:"URL" help:"Webhook of the first app, set when that is made: all events but client_event. More: petrel hook."`
 
 	// The first app, made on an empty data folder. No flags: a secret on a command line
@@ -311,6 +312,11 @@ func (c *Config) problems(origin map[string]string) []error {
 	}
 	if _, err := parseNetworks(c.WebhookAllow); err != nil {
 		bad("webhook-allow", "webhook-allow has %s, which is no network; write networks like 10.1.0.0/16,fd00::/8", err)
+	}
+	if _, err := identity.ParseSettings(c.AppSettings); err != nil {
+		var refusal *petrel.Error
+		errors.As(err, &refusal)
+		bad("app-settings", "%s", refusal.Detail)
 	}
 	if c.AppWebhook != "" {
 		if err := identity.CheckHookURL(c.AppWebhook); err != nil {

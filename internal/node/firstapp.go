@@ -22,7 +22,7 @@ func (n *Node) firstApp(ctx context.Context) (app App, made bool, err error) {
 	if len(apps) > 0 {
 		return App{}, false, nil
 	}
-	want := NewApp{ID: petrel.AppID(n.cfg.AppID), Key: n.cfg.AppKey, Secret: n.cfg.AppSecret, Name: "First app"}
+	want := NewApp{ID: petrel.AppID(n.cfg.AppID), Key: n.cfg.AppKey, Secret: n.cfg.AppSecret, Name: "First app", Settings: n.cfg.AppSettings}
 	if n.cfg.Demo {
 		want.Name = "Demo"
 		if want.ID == "" {

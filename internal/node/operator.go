@@ -26,12 +26,20 @@ type App struct {
 	Suspended bool         `json:"suspended"`
 	Reason    string       `json:"reason,omitempty"` // of the suspension
 	Keys      []Key        `json:"keys"`             // oldest first; all of them are good
+	Settings  []Setting    `json:"settings"`
 }
 
 // Key is a pair with which an app's backend signs.
 type Key struct {
 	Key    string `json:"key"`
 	Secret string `json:"secret"`
+}
+
+// Setting is one of an app's settings. A switch is "on" or "off".
+type Setting struct {
+	Name    string `json:"name"`
+	Value   string `json:"value"`
+	Default string `json:"default"`
 }
 
 // Token is a freshly minted user token.
@@ -47,6 +55,8 @@ type NewApp struct {
 	Name   string       `json:"name,omitempty"`
 	Key    string       `json:"key,omitempty"`
 	Secret string       `json:"secret,omitempty"`
+	// Settings are those that differ from their defaults: name=value, with commas between them.
+	Settings string `json:"settings,omitempty"`
 }
 
 // Operator is what an installation's operator may do. *Node does it itself; *Remote asks a running node
@@ -59,6 +69,8 @@ type Operator interface {
 	RetireKey(ctx context.Context, id petrel.AppID, key string) (App, error)
 	Suspend(ctx context.Context, id petrel.AppID, reason string) (App, error)
 	Resume(ctx context.Context, id petrel.AppID) (App, error)
+	// Configure changes settings of an app: names to values, "" for the default. What is not named stays.
+	Configure(ctx context.Context, id petrel.AppID, changes map[string]string) (App, error)
 	MintToken(ctx context.Context, id petrel.AppID, user petrel.UserID, ttl time.Duration) (Token, error)
 
 	// Hooks lists an app's webhooks; SetHook makes one or replaces its settings; RemoveHook returns it as it was.
@@ -160,6 +172,11 @@ func (r *Remote) Suspend(ctx context.Context, id petrel.AppID, reason string) (A
 // Resume implements Operator.
 func (r *Remote) Resume(ctx context.Context, id petrel.AppID) (App, error) {
 	return ask[App](ctx, r, http.MethodPost, appPath(id)+"/resume", nil)
+}
+
+// Configure implements Operator.
+func (r *Remote) Configure(ctx context.Context, id petrel.AppID, changes map[string]string) (App, error) {
+	return ask[App](ctx, r, http.MethodPatch, appPath(id)+"/settings", changes)
 }
 
 // MintToken implements Operator.
