@@ -36,6 +36,7 @@ func (n *Node) onBus() {
 	b.Serve(kindReport, func(context.Context, petrel.NodeID, []byte) ([]byte, error) { return json.Marshal(n.report()) })
 	b.Serve(kindReached, n.watch.serveReached)
 	newRelay(n.self.Member, b).attach(n.hub)
+	n.forward = newForwarder(n.cell, b, n.pusher.Load, n.logger, n.reg)
 	n.agreement = n.newAgreement(b)
 	b.Serve(kindDigest, n.agreement.serveProof)
 	b.Serve(kindFence, n.agreement.serveFence)

@@ -12,4 +12,5 @@ const (
 	kindScrub   bus.Kind = 4 // request: hashes of the rows at a batch's end (agreement.go)
 	kindFence   bus.Kind = 5 // request: you differ (agreement.go)
 	kindHub     bus.Kind = 6 // request: what hubs ask each other (relay.go)
+	kindSession bus.Kind = 7 // request: have you this session over HTTP? (forward.go)
 )

@@ -79,6 +79,7 @@ type Node struct {
 	watch     *watch
 	agreement *agreement
 	fencer    *fencer
+	forward   *forwarder
 	shard     *shard
 	hub       *hub.Hub
 	desk      *command.Desk
@@ -316,6 +317,9 @@ func (n *Node) Stop() error {
 			n.fencer.close()
 			if n.agreement != nil {
 				n.agreement.close()
+			}
+			if n.forward != nil {
+				n.forward.close()
 			}
 			n.cell.stopServing()
 		}

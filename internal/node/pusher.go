@@ -30,9 +30,13 @@ func (n *Node) hearOfUsers(h *hub.Hub) {
 
 // mountPusher adds Pusher's protocol to the public side.
 func (n *Node) mountPusher(p *publicSide) {
-	p.pusher = pusher.Register(pusher.Options{
+	o := pusher.Options{
 		Gateway: p.gateway, Hub: n.hub, Apps: n.directory, Logger: n.logger, Registerer: n.reg,
-	})
+	}
+	if n.forward != nil {
+		o.Elsewhere, o.PublicURL = n.forward, n.cfg.PublicURL
+	}
+	p.pusher = pusher.Register(o)
 }
 
 // pusherAppChanged is appChanged for connections of Pusher clients.

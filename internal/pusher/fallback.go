@@ -42,6 +42,8 @@ type fallback struct {
 	opening  sync.Mutex // held while a session begins: two requests may come for one. Lock order: before everything
 	mu       sync.Mutex // guards sessions
 	sessions map[SessionName]*overHTTP
+
+	forwarded http.Handler
 }
 
 // overHTTP is a session and its connection.
@@ -56,6 +58,7 @@ func (s *Server) mountFallback() {
 	if u, err := url.Parse(s.opt.PublicURL); err == nil && u.Hostname() != "" && !strings.Contains(u.Hostname(), ":") {
 		s.fallback.public = u // pusher-js cannot be sent to an address of IPv6
 	}
+	s.fallback.forwarded = s.fallback.answerNodes()
 	const base = "/pusher/app/{key}/{server}/{session}/"
 	receive := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, Leaving: true, MaxBody: -1}
 	send := gateway.Route{Access: gateway.Own, Repeats: true, Leaving: true, MaxBody: -1}
@@ -310,8 +313,9 @@ func (s *Server) HasSession(name SessionName) bool { return s.fallback.find(name
 
 // Forwarded answers requests that another node forwarded: for sessions of this node, and no others. That node has looked at the
 // request already, and puts the headers of its own listener on the answer.
-func (s *Server) Forwarded() http.Handler {
-	f := s.fallback
+func (s *Server) Forwarded() http.Handler { return s.fallback.forwarded }
+
+func (f *fallback) answerNodes() http.Handler {
 	mux := http.NewServeMux()
 	serve := func(kind string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
