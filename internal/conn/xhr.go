@@ -404,6 +404,8 @@ func (x *XHR) wake(*Conn) {
 }
 
 // goodbye implements stream.
+func (x *XHR) resume() {} // waitResumed hears of it
+
 func (x *XHR) goodbye(code CloseCode, reason string) []byte { return XHRClose(code, reason) }
 
 // cut implements stream.
@@ -434,6 +436,6 @@ func (x *XHR) end() {
 	}
 	x.c.broke() // whoever waits in a paused connection goes on
 	x.turn <- struct{}{}
-	x.c.finish()
+	x.c.finish(false)
 	<-x.turn
 }
