@@ -76,14 +76,11 @@ func (g *Gateway) OpenSocket(w http.ResponseWriter, r *http.Request, make func(*
 		return err
 	}
 	cfg, h := make(place)
-	nc, early, err := conn.Upgrade(w, r)
-	if err != nil {
+	if err := g.opt.Conns.Open(w, r, cfg, h); err != nil {
 		place.Release()
 		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
-		return nil // hijacked: nothing can be answered any more
 	}
-	g.opt.Conns.OpenWebSocket(nc, early, cfg, h)
-	return nil
+	return nil // hijacked: nothing can be answered any more
 }
 
 // OpenSocketOf is OpenSocket for a handler that recognised the app itself and refuses in its own words, after the handshake. make is
