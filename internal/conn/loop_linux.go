@@ -175,7 +175,6 @@ func (l *loop) run() {
 		}
 		l.count()
 	}
-	_ = l.accept(false)
 	for _, s := range l.socks {
 		if s != nil {
 			l.end(s)
@@ -374,7 +373,7 @@ func (l *loop) forget(s *sock) {
 // sweep ends sockets that are too slow with a request, or silent for too long between two, and tries again to accept.
 func (l *loop) sweep() {
 	l.swept = l.now
-	if l.retryAt != 0 && l.now >= l.retryAt && !l.s.draining.Load() {
+	if l.retryAt != 0 && l.now >= l.retryAt && !l.s.draining() {
 		l.retryAt = 0
 		_ = l.accept(true)
 	}
@@ -395,6 +394,9 @@ func (l *loop) patience(s *sock) time.Duration {
 // drain is Server.Drain on the loop.
 func (l *loop) drain() {
 	_ = l.accept(false)
+	if l.s.listening.Add(-1) == 0 {
+		_ = unix.Close(l.s.fd)
+	}
 	for _, s := range l.socks {
 		if s != nil && s.conn == nil && s.between {
 			l.end(s)

@@ -231,7 +231,7 @@ func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 // answer writes what a handler answered.
 func (r *requests) answer(s *sock, w *reply, last bool) {
 	l := r.l
-	last = last || w.header.Get("Connection") == "close" || l.s.draining.Load()
+	last = last || w.header.Get("Connection") == "close" || l.s.draining()
 	b := w.append(l.out[:0], r.now(), last)
 	s.since, s.between, s.closing = l.now, true, last
 	n, ok := l.put(s, b)

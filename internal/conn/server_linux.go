@@ -25,11 +25,13 @@ type Server struct {
 	addr  net.Addr
 	fd    int // listens
 
-	rest     chan net.Conn
-	running  sync.WaitGroup
-	draining atomic.Bool
-	stopOnce sync.Once
-	stopped  chan struct{}
+	rest      chan net.Conn
+	running   sync.WaitGroup
+	drained   chan struct{} // closed by Drain
+	listening atomic.Int32  // loops that accept: the last one to cease closes fd
+	drainOnce sync.Once
+	stopOnce  sync.Once
+	stopped   chan struct{}
 }
 
 // NewServer takes the listener over and begins to serve.
@@ -43,7 +45,7 @@ func (t *Table) NewServer(ln net.Listener, o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{t: t, opt: o, addr: ln.Addr(), fd: fd, rest: make(chan net.Conn), stopped: make(chan struct{})}
+	s := &Server{t: t, opt: o, addr: ln.Addr(), fd: fd, rest: make(chan net.Conn), drained: make(chan struct{}), stopped: make(chan struct{})}
 	for range o.Loops {
 		l, err := newLoop(s)
 		if err != nil {
@@ -54,7 +56,8 @@ func (t *Table) NewServer(ln net.Listener, o ServerOptions) (*Server, error) {
 		}
 		s.loops = append(s.loops, l)
 	}
-	_ = tcp.Close() // its descriptor has a twin
+	s.listening.Store(int32(len(s.loops))) //nolint:gosec // as many as processors
+	_ = tcp.Close()                        // its descriptor has a twin
 	for _, l := range s.loops {
 		s.running.Go(l.run)
 	}
@@ -110,7 +113,7 @@ func (r rest) Accept() (net.Conn, error) {
 	select {
 	case nc := <-r.s.rest:
 		return nc, nil
-	case <-r.s.stopped:
+	case <-r.s.drained:
 		return nil, net.ErrClosed
 	}
 }
@@ -122,18 +125,28 @@ func (r rest) Addr() net.Addr { return r.s.addr }
 
 // Drain stops accepting, and ends connections between two requests. Those that became WebSockets are the table's to drain.
 func (s *Server) Drain() {
-	if s.draining.Swap(true) {
-		return
-	}
-	for _, l := range s.loops {
-		l.post(func() { l.drain() })
+	s.drainOnce.Do(func() {
+		close(s.drained)
+		for _, l := range s.loops {
+			l.post(l.drain)
+		}
+	})
+}
+
+// draining says that nothing new is taken in.
+func (s *Server) draining() bool {
+	select {
+	case <-s.drained:
+		return true
+	default:
+		return false
 	}
 }
 
 // Stop ends the loops and every socket that did not become a connection of the table; stop that first. Safe to call twice.
 func (s *Server) Stop() {
+	s.Drain()
 	s.stopOnce.Do(func() {
-		s.draining.Store(true)
 		close(s.stopped)
 		for _, l := range s.loops {
 			l.post(func() { l.ending = true })
@@ -142,7 +155,6 @@ func (s *Server) Stop() {
 		for _, l := range s.loops {
 			l.release()
 		}
-		_ = unix.Close(s.fd)
 	})
 }
 
@@ -160,7 +172,7 @@ func (s *Server) handOver(fd int, early []byte) {
 	s.running.Go(func() {
 		select {
 		case s.rest <- c:
-		case <-s.stopped:
+		case <-s.drained:
 			_ = c.Close()
 		}
 	})

@@ -403,9 +403,10 @@ func (x *XHR) wake(*Conn) {
 	}
 }
 
-// goodbye implements stream.
-func (x *XHR) resume() {} // waitResumed hears of it
+// resume implements stream: waitResumed hears of it.
+func (x *XHR) resume() {}
 
+// goodbye implements stream.
 func (x *XHR) goodbye(code CloseCode, reason string) []byte { return XHRClose(code, reason) }
 
 // cut implements stream.
