@@ -79,7 +79,7 @@ func (r *requests) look(b []byte) (verdict, int) {
 	o := &r.l.s.opt
 	line, _, ok := bytes.Cut(b, []byte("\r\n"))
 	if !ok {
-		if len(b) > o.MaxHead {
+		if len(b) > o.MaxHead || b[0] < 'A' || b[0] > 'Z' { // TLS, or nothing that anybody knows: net/http says so at once
 			return leave, 0
 		}
 		return short, 0
