@@ -41,6 +41,9 @@ func (s *Server) postEvent(r *http.Request, c *call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if want.any() && c.again() { // counting asks other nodes
+		return nil, errAgain
+	}
 	if err := s.publish(c.app, &e); err != nil {
 		return nil, err
 	}
@@ -103,6 +106,9 @@ func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
 			asked.users, asked.subscriptions = asked.users || wants[i].users, true
 			names = append(names, e.Channel)
 		}
+	}
+	if asked.any() && c.again() {
+		return nil, errAgain
 	}
 	for i := range in.Batch {
 		if err := s.publish(c.app, &in.Batch[i]); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"unicode/utf8"
 
+	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -17,8 +18,10 @@ func (s *Server) mountHTTP() {
 	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
 		s.opt.Gateway.Handle(pattern, route, s.call(do))
 	}
+	route.Loop = true
 	handle("POST /apps/{app}/events", s.postEvent)
 	handle("POST /apps/{app}/batch_events", s.postBatch)
+	route.Loop = false
 	handle("GET /apps/{app}/channels", s.getChannels)
 	handle("GET /apps/{app}/channels/{channel}", s.getChannel)
 	handle("GET /apps/{app}/channels/{channel}/users", s.getUsers)
@@ -48,7 +51,11 @@ func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Ha
 		}
 		var answer []byte
 		if err == nil {
+			c.again = func() bool { return conn.Again(w) }
 			answer, err = do(r, c)
+		}
+		if errors.Is(err, errAgain) {
+			return
 		}
 		if err != nil {
 			s.opt.Gateway.Refuse(w, r, err)

@@ -4,6 +4,7 @@ import (
 	"crypto/md5" //nolint:gosec // the protocol's checksum of a body; the signature over it is HMAC-SHA256
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"math"
 	"net/http"
 	"net/url"
@@ -90,7 +91,11 @@ type call struct {
 	app    petrel.AppID
 	params params
 	body   []byte
+	again  func() bool // true: it is on a loop and must not wait; return errAgain, having changed nothing
 }
+
+// errAgain is what a call returns that is made once more where it may wait.
+var errAgain = errors.New("pusher: again")
 
 // checkClaims checks everything of a call that can be checked before its body is read: nobody who does not name a good key of the app makes us wait for one.
 func (s *Server) checkClaims(app petrel.AppID, ps params, signature string) error {
