@@ -130,6 +130,11 @@ bench: ## the Go benchmarks (BENCH=regexp)
 bench-compare: ## benchmarks of HEAD against BASE=commit, in alternation COUNT times, judged by benchstat
 	@bash tools/bench-compare.sh '$(BASE)' '$(BENCH)' '$(COUNT)'
 
+.PHONY: bench-peers
+bench-peers: ## Petrel beside its peers and a bare server (ARGS='-rounds 7 -plots docs/img'); see go run ./bench/peers -h
+	@$(STEP) 'peers' bash bench/peers/install.sh nchan soketi || echo 'whoever is absent does not take part'
+	go run ./bench/peers $(ARGS)
+
 ##@ Generate
 
 .PHONY: ui

@@ -274,22 +274,12 @@ func (c *Conn) Pause() {
 // Resume reads again.
 func (c *Conn) Resume() {
 	c.mu.Lock()
-	was := c.paused
-	if was {
+	if c.paused {
 		c.paused = false
 		c.heard.Store(time.Now().UnixNano())
 		c.resumed.Broadcast()
 	}
 	c.mu.Unlock()
-	if was {
-		c.stream.resume()
-	}
-}
-
-func (c *Conn) isPaused() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.paused && c.state == open
 }
 
 // full says whether n more bytes do not fit. A single frame always fits into an empty queue.
@@ -333,7 +323,6 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	c.closeBy = time.Now().Add(c.table.opt.CloseWait)
 	if c.resumed != nil {
 		c.resumed.Broadcast() // the reader must see the peer's close frame
-		c.stream.resume()
 	}
 	return c.push(c.stream.goodbye(code, reason))
 }
@@ -462,14 +451,9 @@ func (c *Conn) waitResumed() {
 	c.mu.Unlock()
 }
 
-// finish ends a connection whose stream is closed: it waits for a write under way, unless the caller is who writes, frees the
-// place and tells the handler.
-func (c *Conn) finish(writer bool) {
+// finish ends a connection whose stream is closed: it waits for a write under way, frees the place and tells the handler.
+func (c *Conn) finish() {
 	c.mu.Lock()
-	if writer {
-		c.flushing = false
-		c.writing.Store(0)
-	}
 	if c.state == open {
 		c.code = CloseAbnormal
 	}

@@ -136,11 +136,9 @@ type Gateway struct {
 	opt      Options
 	mux      *http.ServeMux
 	routes   map[string]Route // by pattern; written by Handle only, before Serve
-	hot      []shape          // of the routes that are answered on loops; likewise
 	server   *http.Server
 	metrics  *metrics
 	draining atomic.Bool
-	loops    atomic.Pointer[conn.Server] // nil: net/http serves everything
 
 	byIP   *limit.Table[netip.Prefix]
 	byApp  *limit.Table[petrel.AppID]
@@ -180,21 +178,9 @@ func New(o Options) *Gateway {
 	return g
 }
 
-// Serve accepts on ln until Drain or Stop; then it returns nil. Where it can, loops accept and keep what is hot (conn.Server), and the
-// rest goes to net/http; else net/http serves everything.
+// Serve accepts on ln until Drain or Stop; then it returns nil.
 func (g *Gateway) Serve(ln net.Listener) error {
-	accepting := &listener{Listener: ln, g: g}
-	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
-		Hot: g.isHot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
-		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
-	})
-	switch {
-	case err == nil:
-		g.loops.Store(loops)
-		err = g.server.Serve(placed{loops.Rest()})
-	case errors.Is(err, conn.ErrNoLoops):
-		err = g.server.Serve(accepting)
-	}
+	err := g.server.Serve(&listener{Listener: ln, g: g})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -224,9 +210,6 @@ func (g *Gateway) Stop() {
 	g.draining.Store(true)
 	_ = g.server.Close() // closes listeners and connections; there is nobody to tell
 	g.opt.Conns.Stop()
-	if l := g.loops.Load(); l != nil {
-		l.Stop()
-	}
 }
 
 // Sockets is how many TCP connections are accepted, of how many.
