@@ -203,7 +203,7 @@ func Register(o Options) *API {
 		s.running.Go(func() { s.watchStale(ctx) })
 	}
 	s.registerHTTP()
-	o.Gateway.Handle("GET /v1/connect", gateway.Route{Access: gateway.Late, LongLife: true}, http.HandlerFunc(s.connect))
+	o.Gateway.Handle("GET /v1/connect", gateway.Route{Access: gateway.Late, LongLife: true, Loop: true}, http.HandlerFunc(s.connect))
 	o.Gateway.Handle("GET /v1/events", gateway.Route{Access: gateway.Stream, LongLife: true}, http.HandlerFunc(s.events))
 	return &API{s}
 }

@@ -274,12 +274,22 @@ func (c *Conn) Pause() {
 // Resume reads again.
 func (c *Conn) Resume() {
 	c.mu.Lock()
-	if c.paused {
+	was := c.paused
+	if was {
 		c.paused = false
 		c.heard.Store(time.Now().UnixNano())
 		c.resumed.Broadcast()
 	}
 	c.mu.Unlock()
+	if was {
+		c.stream.resume()
+	}
+}
+
+func (c *Conn) isPaused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.paused && c.state == open
 }
 
 // full says whether n more bytes do not fit. A single frame always fits into an empty queue.
@@ -323,6 +333,7 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	c.closeBy = time.Now().Add(c.table.opt.CloseWait)
 	if c.resumed != nil {
 		c.resumed.Broadcast() // the reader must see the peer's close frame
+		c.stream.resume()
 	}
 	return c.push(c.stream.goodbye(code, reason))
 }
@@ -451,9 +462,14 @@ func (c *Conn) waitResumed() {
 	c.mu.Unlock()
 }
 
-// finish ends a connection whose stream is closed: it waits for a write under way, frees the place and tells the handler.
-func (c *Conn) finish() {
+// finish ends a connection whose stream is closed: it waits for a write under way, unless the caller is who writes, frees the
+// place and tells the handler.
+func (c *Conn) finish(writer bool) {
 	c.mu.Lock()
+	if writer {
+		c.flushing = false
+		c.writing.Store(0)
+	}
 	if c.state == open {
 		c.code = CloseAbnormal
 	}

@@ -19,6 +19,8 @@ type stream interface {
 	wake(c *Conn)
 	// goodbye is the last frame of the wire.
 	goodbye(code CloseCode, reason string) []byte
+	// resume says that reading goes on after a pause. It must not block.
+	resume()
 	// cut ends the stream now, whatever is under way. It must not block and may be called often.
 	cut()
 }
@@ -122,6 +124,7 @@ type socket struct {
 
 func (s *socket) wake(*Conn)                                   { go s.run() }
 func (s *socket) goodbye(code CloseCode, reason string) []byte { return closeFrame(code, reason) }
+func (s *socket) resume()                                      {}                   // waitResumed hears of it
 func (s *socket) cut()                                         { _ = s.nc.Close() } // the reader meets the error
 
 // OpenWebSocket takes over a connection whose handshake is done. early is what the peer already sent after it.
@@ -136,7 +139,7 @@ func (t *Table) OpenWebSocket(nc net.Conn, early []byte, cfg Config, h Handler) 
 	}
 	go func() {
 		defer t.running.Done()
-		defer c.finish()
+		defer c.finish(false)
 		defer s.cut()
 		t.guarded(c, func() { h.OnOpen(c) })
 		s.read(c, early)
@@ -196,7 +199,7 @@ func (in *inbound) feed(b []byte) {
 	if in.deaf {
 		return
 	}
-	if fail := in.p.feed(b, in); fail != nil {
+	if _, fail := in.p.feed(b, in); fail != nil {
 		in.fail(*fail)
 	}
 }
@@ -207,13 +210,14 @@ func (in *inbound) fail(f failure) {
 }
 
 // text implements sink.
-func (in *inbound) text(payload []byte) {
+func (in *inbound) text(payload []byte) (more bool) {
 	if in.deaf || !in.c.deliver() {
-		return
+		return true
 	}
 	in.c.table.metrics.received.Inc()
-	in.c.table.guarded(in.c, func() { in.c.handler.OnMessage(in.c, payload) })
+	in.c.table.hear(in.c, payload)
 	in.c.waitResumed()
+	return true
 }
 
 // control implements sink.
@@ -261,6 +265,7 @@ type events struct {
 
 func (s *events) wake(*Conn)                                   { go s.run() }
 func (s *events) goodbye(code CloseCode, reason string) []byte { return sseClose(code, reason) }
+func (s *events) resume()                                      {}
 func (s *events) cut()                                         { s.once() }
 
 // ServeSSE answers r with an event stream and returns when it has ended. Nothing is ever heard from such a connection:
@@ -296,6 +301,6 @@ func (t *Table) ServeSSE(w http.ResponseWriter, r *http.Request, cfg Config, h H
 	case <-s.end:
 	}
 	s.cut()
-	c.finish()
+	c.finish(false)
 	_ = ctl.SetWriteDeadline(time.Now().Add(t.opt.CloseWait)) // net/http still has the last chunk to write
 }

@@ -105,7 +105,7 @@ type failure struct {
 
 // sink is told what a parser found. Payloads are valid until the call returns.
 type sink interface {
-	text(payload []byte)
+	text(payload []byte) (more bool) // false: nothing more is to be parsed now
 	control(op ws.OpCode, payload []byte)
 }
 
@@ -128,29 +128,37 @@ type parser struct {
 // keepMessage is the largest buffer a parser keeps for the next message.
 const keepMessage = 2 << 10
 
-// feed reads b, which it may change in place. After a failure the parser is not fed again.
-func (p *parser) feed(b []byte, out sink) *failure {
+// feed reads b, which it may change in place, and returns what is left of it when the sink wants no more. After a failure the parser
+// is not fed again.
+func (p *parser) feed(b []byte, out sink) (rest []byte, fail *failure) {
 	for len(b) > 0 {
 		if !p.inside {
 			n, fail := p.header(b)
 			if fail != nil {
-				return fail
+				return nil, fail
 			}
 			b = b[n:]
 			if !p.inside {
-				return nil // needs more bytes
+				return nil, nil // needs more bytes
 			}
 		}
 		n := int(min(int64(len(b)), p.h.Length-p.got))
 		piece := b[:n]
 		b = b[n:]
 		ws.Cipher(piece, p.h.Mask, int(p.got))
-		if fail := p.payload(piece, out); fail != nil {
-			return fail
+		more, fail := p.payload(piece, out)
+		if fail != nil {
+			return nil, fail
+		}
+		if !more {
+			return b, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
+
+// midway says that a frame or a message has begun and not ended.
+func (p *parser) midway() bool { return p.inside || p.nhead > 0 || p.frag || len(p.msg) > 0 }
 
 // header collects a header and checks it as soon as it is whole. It returns how many bytes of b it used.
 func (p *parser) header(b []byte) (used int, fail *failure) {
@@ -208,7 +216,7 @@ func (p *parser) check(size int) *failure {
 }
 
 // payload takes the next unmasked piece of the frame at hand, which is empty for an empty frame.
-func (p *parser) payload(piece []byte, out sink) *failure {
+func (p *parser) payload(piece []byte, out sink) (more bool, fail *failure) {
 	whole := p.got == 0 && int64(len(piece)) == p.h.Length
 	p.got += int64(len(piece))
 	done := p.got == p.h.Length
@@ -221,27 +229,26 @@ func (p *parser) payload(piece []byte, out sink) *failure {
 			p.inside, p.ctl = false, nil
 			out.control(p.h.OpCode, piece)
 		}
-		return nil
+		return true, nil
 	}
 	if !whole || !p.h.Fin || p.frag {
 		p.msg = append(p.msg, piece...)
 		piece = p.msg
 	}
 	if !done {
-		return nil
+		return true, nil
 	}
 	p.inside = false
 	if p.frag = !p.h.Fin; p.frag {
-		return nil
+		return true, nil
 	}
 	if p.msg = p.msg[:0]; cap(p.msg) > keepMessage {
 		p.msg = nil
 	}
 	if !utf8.Valid(piece) {
-		return &failure{CloseInvalidUTF8, "A text message must be UTF-8."}
+		return false, &failure{CloseInvalidUTF8, "A text message must be UTF-8."}
 	}
-	out.text(piece)
-	return nil
+	return out.text(piece), nil
 }
 
 // pingFrame is the wire's own ping, for connections without one of their protocol.

@@ -16,7 +16,7 @@ type found struct {
 	Fail     CloseCode
 }
 
-func (f *found) text(p []byte) { f.Texts = append(f.Texts, string(p)) }
+func (f *found) text(p []byte) bool { f.Texts = append(f.Texts, string(p)); return true }
 func (f *found) control(op ws.OpCode, p []byte) {
 	f.Controls = append(f.Controls, string('0'+byte(op))+":"+string(p))
 }
@@ -27,7 +27,7 @@ func parse(input []byte, limit, piece int) found {
 	p := parser{limit: limit}
 	for rest := append([]byte(nil), input...); len(rest) > 0; {
 		n := min(piece, len(rest))
-		if fail := p.feed(rest[:n], &f); fail != nil {
+		if _, fail := p.feed(rest[:n], &f); fail != nil {
 			f.Fail = fail.code
 			return f
 		}
@@ -144,7 +144,7 @@ func BenchmarkParser(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		copy(buf, frame)
-		if p.feed(buf, nothing{}) != nil {
+		if _, fail := p.feed(buf, nothing{}); fail != nil {
 			b.Fatal("refused")
 		}
 	}
@@ -152,5 +152,5 @@ func BenchmarkParser(b *testing.B) {
 
 type nothing struct{}
 
-func (nothing) text([]byte)               {}
+func (nothing) text([]byte) bool          { return true }
 func (nothing) control(ws.OpCode, []byte) {}

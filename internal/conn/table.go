@@ -212,7 +212,7 @@ func (t *Table) add(c *Conn) bool {
 	t.mu.Unlock()
 	if stopped {
 		c.broke()
-		c.finish()
+		c.finish(false)
 	}
 	return !stopped
 }
@@ -236,15 +236,23 @@ func (t *Table) all() []*Conn {
 
 // guarded runs a callback: a panic in it costs this one connection.
 func (t *Table) guarded(c *Conn, fn func()) {
-	defer func() {
-		if v := recover(); v != nil {
-			t.metrics.panics.Inc()
-			t.opt.Logger.Error("A connection's handler panicked; the connection is closed. This is a bug: please report it.",
-				"conn", c.id, "panic", v, "stack", string(debug.Stack()))
-			c.Close(CloseInternal, "Something went wrong on our side.")
-		}
-	}()
+	defer t.recovered(c)
 	fn()
+}
+
+// hear is guarded for OnMessage, which comes most often.
+func (t *Table) hear(c *Conn, payload []byte) {
+	defer t.recovered(c)
+	c.handler.OnMessage(c, payload)
+}
+
+func (t *Table) recovered(c *Conn) {
+	if v := recover(); v != nil {
+		t.metrics.panics.Inc()
+		t.opt.Logger.Error("A connection's handler panicked; the connection is closed. This is a bug: please report it.",
+			"conn", c.id, "panic", v, "stack", string(debug.Stack()))
+		c.Close(CloseInternal, "Something went wrong on our side.")
+	}
 }
 
 // sweep looks at every connection once.

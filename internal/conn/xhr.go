@@ -403,6 +403,9 @@ func (x *XHR) wake(*Conn) {
 	}
 }
 
+// resume implements stream: waitResumed hears of it.
+func (x *XHR) resume() {}
+
 // goodbye implements stream.
 func (x *XHR) goodbye(code CloseCode, reason string) []byte { return XHRClose(code, reason) }
 
@@ -434,6 +437,6 @@ func (x *XHR) end() {
 	}
 	x.c.broke() // whoever waits in a paused connection goes on
 	x.turn <- struct{}{}
-	x.c.finish()
+	x.c.finish(false)
 	<-x.turn
 }

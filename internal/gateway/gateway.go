@@ -136,9 +136,11 @@ type Gateway struct {
 	opt      Options
 	mux      *http.ServeMux
 	routes   map[string]Route // by pattern; written by Handle only, before Serve
+	hot      []shape          // of the routes that are answered on loops; likewise
 	server   *http.Server
 	metrics  *metrics
 	draining atomic.Bool
+	loops    atomic.Pointer[conn.Server] // nil: net/http serves everything
 
 	byIP   *limit.Table[netip.Prefix]
 	byApp  *limit.Table[petrel.AppID]
@@ -178,9 +180,21 @@ func New(o Options) *Gateway {
 	return g
 }
 
-// Serve accepts on ln until Drain or Stop; then it returns nil.
+// Serve accepts on ln until Drain or Stop; then it returns nil. Where it can, loops accept and keep what is hot (conn.Server), and the
+// rest goes to net/http; else net/http serves everything.
 func (g *Gateway) Serve(ln net.Listener) error {
-	err := g.server.Serve(&listener{Listener: ln, g: g})
+	accepting := &listener{Listener: ln, g: g}
+	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
+		Hot: g.isHot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
+		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
+	})
+	switch {
+	case err == nil:
+		g.loops.Store(loops)
+		err = g.server.Serve(placed{loops.Rest()})
+	case errors.Is(err, conn.ErrNoLoops):
+		err = g.server.Serve(accepting)
+	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -210,6 +224,9 @@ func (g *Gateway) Stop() {
 	g.draining.Store(true)
 	_ = g.server.Close() // closes listeners and connections; there is nobody to tell
 	g.opt.Conns.Stop()
+	if l := g.loops.Load(); l != nil {
+		l.Stop()
+	}
 }
 
 // Sockets is how many TCP connections are accepted, of how many.

@@ -16,7 +16,30 @@ import (
 type listener struct {
 	net.Listener
 	g    *Gateway
-	told time.Time // when the lack of descriptors was told last; used by the one goroutine that accepts
+	mu   sync.Mutex
+	told time.Time // when the lack of descriptors was told last; guarded by mu
+}
+
+// take asks for a place for a socket.
+func (l *listener) take() bool {
+	if l.g.sockets.Take(struct{}{}) == limit.Granted {
+		return true
+	}
+	l.g.metrics.refused.WithLabelValues("sockets_full").Inc()
+	return false
+}
+
+func (l *listener) release() { l.g.sockets.Release(struct{}{}) }
+
+// placed hands on sockets that have their place already.
+type placed struct{ net.Listener }
+
+func (p placed) Accept() (net.Conn, error) {
+	nc, err := p.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &socket{Conn: nc, release: func() {}}, nil
 }
 
 // full is the whole answer to a socket that finds no place.
@@ -35,10 +58,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.failed(err)
 			return nil, err
 		}
-		if l.g.sockets.Take(struct{}{}) == limit.Granted {
-			return &socket{Conn: nc, release: sync.OnceFunc(func() { l.g.sockets.Release(struct{}{}) })}, nil
+		if l.take() {
+			return &socket{Conn: nc, release: sync.OnceFunc(l.release)}, nil
 		}
-		l.g.metrics.refused.WithLabelValues("sockets_full").Inc()
 		_ = nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // an empty send buffer takes it at once
 		_, _ = nc.Write(full)
 		_ = nc.Close()
@@ -51,6 +73,8 @@ func (l *listener) failed(err error) {
 		return // closed, or a peer that gave up
 	}
 	l.g.metrics.refused.WithLabelValues("no_descriptors").Inc()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := l.g.opt.Now()
 	if now.Sub(l.told) < sayAgain {
 		return

@@ -43,6 +43,7 @@ type Route struct {
 	Access   Access
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
 	LongLife bool  // no deadline: a stream
+	Loop     bool  // the handler waits for nothing, or calls conn.Again before: it is answered on a loop of connections
 	Repeats  bool  // a parameter of the query may come several times
 	Leaving  bool  // goes on while the node leaves: the handler sees to it that nothing new begins (Admit refuses it)
 }
@@ -50,7 +51,36 @@ type Route struct {
 // Handle registers a handler for a pattern of net/http ("GET /v1/rooms/{room}"). Call it before Serve.
 func (g *Gateway) Handle(pattern string, route Route, h http.Handler) {
 	g.routes[pattern] = route
+	if route.Loop {
+		g.hot = append(g.hot, newShape(pattern))
+	}
 	g.mux.Handle(pattern, h)
+}
+
+// shape is a pattern with at most one wildcard, as a loop recognises it.
+type shape struct {
+	method, begin, end string
+	wild               bool
+}
+
+func newShape(pattern string) shape {
+	method, path, _ := strings.Cut(pattern, " ")
+	begin, rest, wild := strings.Cut(path, "{")
+	_, end, _ := strings.Cut(rest, "}")
+	return shape{method, begin, end, wild}
+}
+
+func (s shape) matches(method, path string) bool {
+	if method != s.method || !strings.HasPrefix(path, s.begin) || !strings.HasSuffix(path[len(s.begin):], s.end) {
+		return false
+	}
+	middle := path[len(s.begin) : len(path)-len(s.end)]
+	return (middle != "") == s.wild && !strings.Contains(middle, "/")
+}
+
+// isHot says whether a request is answered on a loop.
+func (g *Gateway) isHot(method, path string) bool {
+	return slices.ContainsFunc(g.hot, func(s shape) bool { return s.matches(method, path) })
 }
 
 type requestKey struct{}

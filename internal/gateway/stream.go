@@ -76,13 +76,7 @@ func (g *Gateway) OpenSocket(w http.ResponseWriter, r *http.Request, make func(*
 		return err
 	}
 	cfg, h := make(place)
-	nc, early, err := conn.Upgrade(w, r)
-	if err != nil {
-		place.Release()
-		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
-		return nil // hijacked: nothing can be answered any more
-	}
-	g.opt.Conns.OpenWebSocket(nc, early, cfg, h)
+	g.open(w, r, place, cfg, h)
 	return nil
 }
 
@@ -97,16 +91,18 @@ func (g *Gateway) OpenSocketOf(w http.ResponseWriter, r *http.Request, app petre
 		place, refused = g.AdmitUpTo(app, most)
 	}
 	cfg, h := make(place, refused)
-	nc, early, err := conn.Upgrade(w, r)
-	if err != nil {
+	g.open(w, r, place, cfg, h)
+	return nil
+}
+
+// open finishes a handshake. Nothing can be answered any more.
+func (g *Gateway) open(w http.ResponseWriter, r *http.Request, place *Place, cfg conn.Config, h conn.Handler) {
+	if err := g.opt.Conns.Open(w, r, cfg, h); err != nil {
 		if place != nil {
 			place.Release()
 		}
 		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
-		return nil // hijacked: nothing can be answered any more
 	}
-	g.opt.Conns.OpenWebSocket(nc, early, cfg, h)
-	return nil
 }
 
 // OpenEvents makes a stream of server-sent events of the request, and returns when it has ended.

@@ -131,7 +131,9 @@ func Register(o Options) *Server {
 	s.handshakes = newLimits(o.Handshakes)
 	s.bodies.New = newBody
 	socket := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, MaxBody: -1}
-	o.Gateway.Handle("GET /app/{key}", socket, http.HandlerFunc(s.connect))
+	onLoop := socket
+	onLoop.Loop = true
+	o.Gateway.Handle("GET /app/{key}", onLoop, http.HandlerFunc(s.connect))
 	o.Gateway.Handle("/app/", socket, http.HandlerFunc(s.elsewhere))
 	s.mountHTTP()
 	s.mountFallback()

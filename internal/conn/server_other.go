@@ -1,0 +1,20 @@
+//go:build !linux
+
+package conn
+
+import "net"
+
+// Server would serve connections on loops; here there is none.
+type Server struct{}
+
+// NewServer returns ErrNoLoops.
+func (t *Table) NewServer(net.Listener, ServerOptions) (*Server, error) { return nil, ErrNoLoops }
+
+// Rest is not called without a server.
+func (s *Server) Rest() net.Listener { return nil }
+
+// Drain is not called without a server.
+func (s *Server) Drain() {}
+
+// Stop is not called without a server.
+func (s *Server) Stop() {}

@@ -1,0 +1,315 @@
+package conn
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+)
+
+// sock is one socket of a loop: first it speaks HTTP, later it may carry a connection. Only its loop touches it, but for wake and cut.
+type sock struct {
+	l          *loop
+	conn       *Conn   // nil while it speaks HTTP
+	held       []byte  // HTTP: the begin of a request; a paused connection: what it has not heard, never nil
+	parser     *parser // of a frame that has begun
+	stuck      *stuck  // what the kernel has not taken yet
+	since      int64   // since when it is waited for: a request, or the next one
+	fd         int     // < 0: ended
+	slot       int32
+	generation int32
+	deaf       bool // the peer broke the protocol or said goodbye: read on only to see the end
+	between    bool // no byte of a next request has come
+	away       bool // a handler works on its request elsewhere
+	closing    bool // ends when everything is written
+	reread     bool // there may be more to read than has had its edge
+	cutting    atomic.Bool
+}
+
+// stuck is the rest of a write that the kernel had no room for.
+type stuck struct {
+	left      []byte   // of the piece that was begun
+	batch     [][]byte // as taken; the frames from next on are not begun
+	next      int
+	since     int64
+	committed time.Time
+}
+
+// wake implements stream.
+func (s *sock) wake(*Conn) {
+	l := s.l
+	l.mu.Lock()
+	l.inbox.dirty = append(l.inbox.dirty, s)
+	l.mu.Unlock()
+	l.rouse()
+}
+
+// cut implements stream.
+func (s *sock) cut() {
+	if s.cutting.Swap(true) {
+		return
+	}
+	l := s.l
+	l.mu.Lock()
+	l.inbox.cut = append(l.inbox.cut, s)
+	l.mu.Unlock()
+	l.rouse()
+}
+
+// resume implements stream.
+func (s *sock) resume() {
+	l := s.l
+	l.mu.Lock()
+	l.inbox.woken = append(l.inbox.woken, s)
+	l.mu.Unlock()
+	l.rouse()
+}
+
+// goodbye implements stream.
+func (s *sock) goodbye(code CloseCode, reason string) []byte { return closeFrame(code, reason) }
+
+// read takes what has come.
+func (l *loop) read(s *sock) {
+	if s.waits() {
+		s.reread = true // the edge is spent
+		return
+	}
+	for range waveReads {
+		n, err := unix.Read(s.fd, l.in)
+		switch {
+		case err == nil && n > 0:
+		case errors.Is(err, unix.EAGAIN):
+			return
+		case errors.Is(err, unix.EINTR):
+			continue
+		default: // the peer is gone, politely or not
+			l.end(s)
+			return
+		}
+		if s.conn != nil {
+			s.conn.heard.Store(l.now)
+			l.feed(s, l.in[:n])
+		} else {
+			l.request.take(s, l.in[:n])
+		}
+		switch {
+		case s.fd < 0:
+			return
+		case s.waits():
+			s.reread = s.reread || n == len(l.in)
+			return
+		case n < len(l.in):
+			return // the next edge comes with the next bytes
+		}
+	}
+	l.again = append(l.again, s)
+}
+
+// waits says that nothing is to be read now: a paused connection, a request that is worked on, an answer that is not out.
+func (s *sock) waits() bool {
+	if s.conn != nil {
+		return s.held != nil
+	}
+	return s.away || s.stuck != nil
+}
+
+// feed gives a connection's bytes to its parser. One that is between two frames has none of its own.
+func (l *loop) feed(s *sock, b []byte) {
+	if s.deaf {
+		return
+	}
+	in := &l.parse
+	in.c, in.deaf, in.held, in.goodbye = s.conn, false, false, false
+	if s.parser != nil {
+		in.p, s.parser = *s.parser, nil
+	}
+	rest, fail := in.p.feed(b, in)
+	if fail != nil {
+		in.fail(*fail)
+	}
+	s.deaf = in.deaf
+	if limit := in.p.limit; s.deaf {
+		in.p = parser{limit: limit}
+	} else if in.p.midway() {
+		p := in.p
+		s.parser, in.p = &p, parser{limit: limit}
+	}
+	if in.held && s.fd >= 0 {
+		s.held = append([]byte{}, rest...) // not nil: it says that nothing is to be read
+	}
+	in.c = nil
+	l.heard += in.messages
+	in.messages = 0
+	if in.goodbye && s.fd >= 0 {
+		l.end(s)
+	}
+}
+
+// resume reads on where a connection was paused.
+func (l *loop) resume(s *sock) {
+	rest := s.held
+	if s.conn == nil || rest == nil {
+		return
+	}
+	s.held = nil
+	l.feed(s, rest)
+	if s.fd >= 0 && s.reread {
+		s.reread = false
+		l.read(s)
+	}
+}
+
+// flush writes what is queued for a connection until there is nothing, or the kernel takes no more.
+func (l *loop) flush(s *sock) {
+	if s.stuck != nil {
+		return // it goes on when there is room
+	}
+	c := s.conn
+	for {
+		batch, since, committed := c.take(l.now)
+		if batch == nil {
+			return
+		}
+		if !l.write(s, batch, 0, since, committed) {
+			return
+		}
+	}
+}
+
+// unstick goes on with a write that was stuck.
+func (l *loop) unstick(s *sock) {
+	st := s.stuck
+	n, ok := l.put(s, st.left)
+	if !ok {
+		return
+	}
+	if st.left = st.left[n:]; len(st.left) > 0 {
+		if n > 0 && s.conn != nil {
+			s.conn.writing.Store(l.now)
+		}
+		return
+	}
+	s.stuck = nil
+	if s.conn == nil {
+		l.request.written(s)
+		l.request.goOn(s)
+		return
+	}
+	if st.batch != nil && !l.write(s, st.batch, st.next, st.since, st.committed) {
+		return
+	}
+	l.flush(s)
+}
+
+// write puts the frames of a batch on the wire, from next on, in as few writes as fit. It says whether all of it went.
+func (l *loop) write(s *sock, batch [][]byte, next int, since int64, committed time.Time) bool {
+	for next < len(batch) {
+		piece := batch[next]
+		next++
+		if next < len(batch) && len(piece)+len(batch[next]) <= scratch {
+			buf := append(l.out[:0], piece...)
+			for next < len(batch) && len(buf)+len(batch[next]) <= scratch {
+				buf = append(buf, batch[next]...)
+				next++
+			}
+			piece = buf
+		}
+		n, ok := l.put(s, piece)
+		if !ok {
+			return false
+		}
+		if n < len(piece) {
+			left := piece[n:]
+			if next > 1 && &piece[0] == &l.out[:1][0] {
+				left = append([]byte(nil), left...)
+			}
+			s.stuck = &stuck{left, batch, next, since, committed}
+			return false
+		}
+		if next < len(batch) {
+			s.conn.writing.Store(l.now)
+		}
+	}
+	c := s.conn
+	l.sent += len(batch)
+	l.writes++
+	room, finished := c.wrote(batch)
+	if since != 0 {
+		l.s.t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
+	}
+	if !committed.IsZero() {
+		l.s.t.metrics.delivery.Observe(time.Since(committed).Seconds())
+	}
+	if room != nil {
+		room()
+	}
+	if finished {
+		l.end(s)
+		return false
+	}
+	return true
+}
+
+// put is one write. When it fails, the socket is at its end.
+func (l *loop) put(s *sock, b []byte) (n int, ok bool) {
+	for {
+		n, err := unix.Write(s.fd, b)
+		switch {
+		case err == nil:
+			return n, true
+		case errors.Is(err, unix.EAGAIN):
+			return 0, true
+		case errors.Is(err, unix.EINTR):
+		default:
+			l.end(s)
+			return 0, false
+		}
+	}
+}
+
+// hearing turns what a loop reads of a connection into callbacks. A loop has one, for all of its connections in turn.
+type hearing struct {
+	c        *Conn
+	p        parser
+	deaf     bool // the peer broke the protocol or said goodbye
+	held     bool // reading was paused by a message
+	goodbye  bool // both sides have said goodbye
+	messages int
+}
+
+func (h *hearing) fail(f failure) {
+	h.deaf = true
+	h.c.Close(f.code, f.reason)
+}
+
+// text implements sink.
+func (h *hearing) text(payload []byte) (more bool) {
+	if h.deaf || !h.c.deliver() {
+		return !h.deaf
+	}
+	h.messages++
+	h.c.table.hear(h.c, payload)
+	h.held = h.c.isPaused()
+	return !h.held
+}
+
+// control implements sink.
+func (h *hearing) control(op ws.OpCode, payload []byte) {
+	if h.deaf {
+		return
+	}
+	switch op {
+	case ws.OpPing:
+		_ = h.c.Send(serverFrame(ws.OpPong, payload)) // closing, or slow and closed: nothing else to do
+	case ws.OpClose:
+		code, ok := closeOf(payload)
+		if !ok {
+			h.fail(failure{CloseProtocol, "The close frame is malformed."})
+			return
+		}
+		h.deaf = true
+		h.goodbye = h.c.peerClosed(code)
+	}
+}
