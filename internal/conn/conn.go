@@ -98,45 +98,68 @@ const (
 	dead          // nothing is read or written any more
 )
 
-// Conn is one connection. All methods are safe for concurrent use.
+// Conn is one connection. All methods are safe for concurrent use. An idle one is little more than this struct: what few connections
+// need lies behind pointers, and times are Unix nanoseconds.
 type Conn struct {
 	id      petrel.ConnID
-	wire    Wire
 	table   *Table
 	handler Handler
-	opened  time.Time
 	stream  stream
+	opened  int64
 
-	heard   atomic.Int64 // Unix nanoseconds of the last bytes from the peer
-	writing atomic.Int64 // Unix nanoseconds at which the write under way last got on; 0: none
-	giveUp  atomic.Int64 // Unix nanoseconds at which a client without a response to send by counts as gone; 0: it has one
+	heard   atomic.Int64 // of the last bytes from the peer
+	writing atomic.Int64 // at which the write under way last got on; 0: none
+	giveUp  atomic.Int64 // at which a client without a response to send by counts as gone; 0: it has one
 
-	mu             sync.Mutex // guards everything below; held for a few instructions, never across a write or a callback
-	state          state
-	code           CloseCode // once closing
-	queue          [][]byte  // accepted, not yet taken by a write
-	spare          [][]byte  // the slice of the last write, emptied, to be filled next
-	frames         int       // queued or being written
-	bytes          int
-	flushing       bool       // a write is under way or about to be: whoever queues need not wake anyone
-	closeSent      bool       // the close frame is on the wire
-	peerDone       bool       // the peer's close frame was read: nothing more will come
-	paused         bool       // reading waits
-	drainTold      bool       // OnDrain was called
-	resumed        *sync.Cond // made when first paused
-	room           func()     // called once when the queue has drained to half
-	heartbeat      Heartbeat
-	ping           []byte    // frame to send each interval
-	closeBy        time.Time // when state closing gives up waiting for the peer
-	expires        time.Time // zero: never
-	expCode        CloseCode
-	expReason      string
-	since          int64         // Unix nanoseconds at which the oldest unwritten frame was queued; 0: not being measured
-	committed      time.Time     // of the commit behind one of the unwritten frames, with its monotonic clock; zero: none is measured
-	idle           chan struct{} // made by finish when it must wait for a write to end
-	sent, received uint64        // frames
+	mu        sync.Mutex    // guards everything below, but place; held for a few instructions, never across a write or a callback
+	queue     [][]byte      // accepted, not yet taken by a write
+	spare     [][]byte      // the slice of the last write, emptied, to be filled next
+	resumed   *sync.Cond    // made when first paused
+	room      func()        // called once when the queue has drained to half
+	contract  *contract     // never nil; shared
+	ends      *ending       // nil: never
+	idle      chan struct{} // made by finish when it must wait for a write to end
+	closeBy   int64         // when state closing gives up waiting for the peer
+	since     int64         // at which the oldest unwritten frame was queued; 0: not being measured
+	committed int64         // of the commit behind one of the unwritten frames, by the process's clock (ticks); 0: none is measured
+	sent      uint64        // frames
+	received  uint64        // messages
+	nextPing  int64         // the sweeper's own
+	frames    int32         // queued or being written
+	bytes     int32
+	place     int32 // in table.conns; guarded by its mutex
+	code      CloseCode
+	wire      Wire
+	state     state
+	flushing  bool // a write is under way or about to be: whoever queues need not wake anyone
+	closeSent bool // the close frame is on the wire
+	peerDone  bool // the peer's close frame was read: nothing more will come
+	paused    bool // reading waits
+	drainTold bool // OnDrain was called
+}
 
-	nextPing int64 // Unix nanoseconds; the sweeper's own
+// contract is what a connection was promised, and the frame it is pinged with.
+type contract struct {
+	Heartbeat
+	ping []byte
+}
+
+// ending is when a connection will be closed, and how.
+type ending struct {
+	at     time.Time
+	code   CloseCode
+	reason string
+}
+
+// born is when the process's clock began to count.
+var born = time.Now()
+
+// ticks is a time by the process's clock, which nobody sets; never 0.
+func ticks(t time.Time) int64 {
+	if d := int64(t.Sub(born)); d != 0 {
+		return d
+	}
+	return 1
 }
 
 // Stats is a copy of a connection's counters.
@@ -159,7 +182,7 @@ func (c *Conn) Handler() Handler { return c.handler }
 func (c *Conn) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Stats{c.sent, c.received, c.frames, c.bytes, c.opened}
+	return Stats{c.sent, c.received, int(c.frames), int(c.bytes), time.Unix(0, c.opened)}
 }
 
 // Send queues one frame. It returns ErrClosed when the connection is closing, and ErrSlow after it found the queue full and
@@ -187,8 +210,8 @@ func (c *Conn) send(frame []byte, committed time.Time) error {
 		return ErrSlow
 	}
 	wake := c.push(frame)
-	if c.committed.IsZero() {
-		c.committed = committed
+	if c.committed == 0 && !committed.IsZero() {
+		c.committed = ticks(committed)
 	}
 	c.mu.Unlock()
 	if wake {
@@ -205,7 +228,7 @@ func (c *Conn) TrySend(frame []byte) (queued bool, err error) {
 		return false, ErrClosed
 	}
 	// Half of the queue is left to what happens live meanwhile, or the next live frame would close the connection.
-	if c.frames > 0 && (c.frames >= c.table.opt.QueueFrames/2 || c.bytes+len(frame) > c.table.opt.QueueBytes/2) {
+	if c.frames > 0 && (int(c.frames) >= c.table.opt.QueueFrames/2 || int(c.bytes)+len(frame) > c.table.opt.QueueBytes/2) {
 		c.mu.Unlock()
 		return false, nil
 	}
@@ -247,16 +270,21 @@ func (c *Conn) Close(code CloseCode, reason string) {
 
 // CloseAt makes the table close the connection with code when t has passed (to the second). The zero time forgets it.
 func (c *Conn) CloseAt(t time.Time, code CloseCode, reason string) {
+	var e *ending
+	if !t.IsZero() {
+		e = &ending{t, code, reason}
+	}
 	c.mu.Lock()
-	c.expires, c.expCode, c.expReason = t, code, reason
+	c.ends = e
 	c.mu.Unlock()
 }
 
 // SetHeartbeat binds a new contract, with the ping frame that goes with it. On a wire where the client must acknowledge
 // a new contract, call it when the acknowledgement came, not before.
 func (c *Conn) SetHeartbeat(h Heartbeat, ping []byte) {
+	next := c.table.contractOf(h, ping)
 	c.mu.Lock()
-	c.heartbeat, c.ping = h, ping
+	c.contract = next
 	c.mu.Unlock()
 }
 
@@ -294,18 +322,18 @@ func (c *Conn) isPaused() bool {
 
 // full says whether n more bytes do not fit. A single frame always fits into an empty queue.
 func (c *Conn) full(n int) bool {
-	return c.frames > 0 && (c.frames >= c.table.opt.QueueFrames || c.bytes+n > c.table.opt.QueueBytes)
+	return c.frames > 0 && (int(c.frames) >= c.table.opt.QueueFrames || int(c.bytes)+n > c.table.opt.QueueBytes)
 }
 
 func (c *Conn) drained() bool {
-	return c.frames <= c.table.opt.QueueFrames/4 && c.bytes <= c.table.opt.QueueBytes/4
+	return int(c.frames) <= c.table.opt.QueueFrames/4 && int(c.bytes) <= c.table.opt.QueueBytes/4
 }
 
 // push queues a frame and says whether the caller must wake the engine, after it let go of mu.
 func (c *Conn) push(frame []byte) (wake bool) {
 	c.queue = append(c.queue, frame)
 	c.frames++
-	c.bytes += len(frame)
+	c.bytes += int32(len(frame)) //nolint:gosec // bounded by QueueBytes and the largest frame
 	if c.since == 0 && c.sent%sampleEvery == 0 {
 		c.since = time.Now().UnixNano()
 	}
@@ -324,13 +352,13 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	if code == CloseSlow {
 		for _, f := range c.queue {
 			c.frames--
-			c.bytes -= len(f)
+			c.bytes -= int32(len(f)) //nolint:gosec // as it was added
 		}
 		clear(c.queue)
 		c.queue = c.queue[:0]
 	}
 	c.state, c.code = closing, code
-	c.closeBy = time.Now().Add(c.table.opt.CloseWait)
+	c.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano()
 	if c.resumed != nil {
 		c.resumed.Broadcast() // the reader must see the peer's close frame
 		c.stream.resume()
@@ -340,7 +368,7 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 
 // take hands the queue to a writer. It is empty only when the writer must stop: then flushing is false again.
 // since is when its oldest frame was queued, 0 when this write is not among the measured ones; committed likewise.
-func (c *Conn) take(now int64) (batch [][]byte, since int64, committed time.Time) {
+func (c *Conn) take(now int64) (batch [][]byte, since int64, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.queue) == 0 || c.state == dead {
@@ -349,13 +377,13 @@ func (c *Conn) take(now int64) (batch [][]byte, since int64, committed time.Time
 			close(c.idle)
 			c.idle = nil
 		}
-		return nil, 0, time.Time{}
+		return nil, 0, 0
 	}
 	batch = c.queue
 	c.queue, c.spare = c.spare, nil
 	c.writing.Store(now)
 	since, c.since = c.since, 0
-	committed, c.committed = c.committed, time.Time{}
+	committed, c.committed = c.committed, 0
 	return batch, since, committed
 }
 
@@ -367,9 +395,9 @@ func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range batch {
-		c.bytes -= len(f)
+		c.bytes -= int32(len(f)) //nolint:gosec // as it was added
 	}
-	c.frames -= len(batch)
+	c.frames -= int32(len(batch)) //nolint:gosec // as they were added
 	c.sent += uint64(len(batch))
 	c.writing.Store(0)
 	clear(batch)
@@ -381,7 +409,7 @@ func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
 	}
 	if c.state == closing && !c.closeSent {
 		if c.code != CloseSlow {
-			c.closeBy = time.Now().Add(c.table.opt.CloseWait) // it got on: what was accepted is worth waiting for
+			c.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano() // it got on: what was accepted is worth waiting for
 		}
 		c.closeSent = len(c.queue) == 0 // the close frame is always the last of the queue
 	}
@@ -389,7 +417,7 @@ func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
 }
 
 // untake puts what take handed out back at the head of the queue: for a wire whose next write may succeed.
-func (c *Conn) untake(batch [][]byte, since int64, committed time.Time) {
+func (c *Conn) untake(batch [][]byte, since, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writing.Store(0)
@@ -397,7 +425,7 @@ func (c *Conn) untake(batch [][]byte, since int64, committed time.Time) {
 	if since != 0 {
 		c.since = since
 	}
-	if !committed.IsZero() {
+	if committed != 0 {
 		c.committed = committed
 	}
 }

@@ -54,15 +54,15 @@ func (o *out) drainQueue(c *Conn) {
 }
 
 // account notes that a batch is on the wire, and says whether it was the last one of its connection.
-func (t *Table) account(c *Conn, batch [][]byte, since int64, committed time.Time) (finished bool) {
+func (t *Table) account(c *Conn, batch [][]byte, since, committed int64) (finished bool) {
 	t.metrics.framesSent.Add(float64(len(batch)))
 	t.metrics.writes.Inc()
 	room, finished := c.wrote(batch)
 	if since != 0 {
 		t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
 	}
-	if !committed.IsZero() {
-		t.metrics.delivery.Observe(time.Since(committed).Seconds())
+	if committed != 0 {
+		t.metrics.delivery.Observe(time.Duration(ticks(time.Now()) - committed).Seconds())
 	}
 	if room != nil {
 		room()

@@ -34,7 +34,7 @@ type stuck struct {
 	batch     [][]byte // as taken; the frames from next on are not begun
 	next      int
 	since     int64
-	committed time.Time
+	committed int64
 }
 
 // wake implements stream.
@@ -204,7 +204,7 @@ func (l *loop) unstick(s *sock) {
 }
 
 // write puts the frames of a batch on the wire, from next on, in as few writes as fit. It says whether all of it went.
-func (l *loop) write(s *sock, batch [][]byte, next int, since int64, committed time.Time) bool {
+func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) bool {
 	for next < len(batch) {
 		piece := batch[next]
 		next++
@@ -239,8 +239,8 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since int64, committed t
 	if since != 0 {
 		l.s.t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
 	}
-	if !committed.IsZero() {
-		l.s.t.metrics.delivery.Observe(time.Since(committed).Seconds())
+	if committed != 0 {
+		l.s.t.metrics.delivery.Observe(time.Duration(ticks(time.Now()) - committed).Seconds())
 	}
 	if room != nil {
 		room()

@@ -1,10 +1,13 @@
 package conn
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,14 +62,16 @@ type Config struct {
 
 // Table is every connection of a node: it opens them, watches their age and silence once a second, and drains them.
 type Table struct {
-	opt     Options
-	metrics *metrics
-	buffers sync.Pool // *[]byte of coalesce bytes, for writes and busy reads
+	opt      Options
+	metrics  *metrics
+	ping     []byte                   // the wire's own
+	contract atomic.Pointer[contract] // the last one given
+	buffers  sync.Pool                // *[]byte of coalesce bytes, for writes and busy reads
 
 	running sync.WaitGroup // one per connection, and one for the sweeper
 
 	mu      sync.Mutex // guards the fields below; never held together with a Conn's mu
-	conns   map[*Conn]struct{}
+	conns   []*Conn    // in no order
 	started bool
 	stopped bool
 	stop    chan struct{} // closed by Stop
@@ -80,7 +85,7 @@ type Table struct {
 // NewTable returns an empty table. Without Start nothing is swept.
 func NewTable(o Options) *Table {
 	o.defaults()
-	t := &Table{opt: o, conns: make(map[*Conn]struct{}), stop: make(chan struct{})}
+	t := &Table{opt: o, ping: pingFrame(), stop: make(chan struct{})}
 	t.buffers.New = func() any { b := make([]byte, 0, coalesce); return &b }
 	t.metrics = newMetrics(o.Registerer, t.Len)
 	return t
@@ -188,16 +193,26 @@ func (t *Table) drainOne(c *Conn) {
 
 func (t *Table) newConn(w Wire, s stream, cfg Config, h Handler) *Conn {
 	now := time.Now()
-	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, opened: now, stream: s, heartbeat: cfg.Heartbeat, ping: cfg.Ping}
+	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, opened: now.UnixNano(), stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping)}
 	if c.id == "" {
 		c.id = petrel.ConnID(petrel.NewName())
-	}
-	if c.ping == nil {
-		c.ping = pingFrame()
 	}
 	c.heard.Store(now.UnixNano())
 	c.nextPing = now.Add(cfg.Heartbeat.Interval).UnixNano()
 	return c
+}
+
+// contractOf returns the one that the connection before had, if it says the same: as a rule all do.
+func (t *Table) contractOf(h Heartbeat, ping []byte) *contract {
+	if ping == nil {
+		ping = t.ping
+	}
+	if last := t.contract.Load(); last != nil && last.Heartbeat == h && bytes.Equal(last.ping, ping) {
+		return last
+	}
+	next := &contract{h, ping}
+	t.contract.Store(next)
+	return next
 }
 
 // add takes c in. A table that has stopped refuses: then c ends with OnClose as its only callback.
@@ -207,7 +222,8 @@ func (t *Table) add(c *Conn) bool {
 	stopped := t.stopped
 	if !stopped {
 		t.running.Add(1)
-		t.conns[c] = struct{}{}
+		c.place = int32(len(t.conns)) //nolint:gosec // as many as descriptors
+		t.conns = append(t.conns, c)
 	}
 	t.mu.Unlock()
 	if stopped {
@@ -219,7 +235,12 @@ func (t *Table) add(c *Conn) bool {
 
 func (t *Table) remove(c *Conn, code CloseCode) {
 	t.mu.Lock()
-	delete(t.conns, c)
+	if last := len(t.conns) - 1; last >= 0 && int(c.place) <= last && t.conns[c.place] == c {
+		t.conns[c.place] = t.conns[last]
+		t.conns[c.place].place = c.place
+		t.conns[last] = nil
+		t.conns = t.conns[:last]
+	}
 	t.mu.Unlock()
 	t.metrics.closed.WithLabelValues(c.wire.String(), code.String()).Inc()
 }
@@ -227,11 +248,7 @@ func (t *Table) remove(c *Conn, code CloseCode) {
 func (t *Table) all() []*Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	out := make([]*Conn, 0, len(t.conns))
-	for c := range t.conns {
-		out = append(out, c)
-	}
-	return out
+	return slices.Clone(t.conns)
 }
 
 // guarded runs a callback: a panic in it costs this one connection.
@@ -278,7 +295,7 @@ func (t *Table) sweep(now time.Time) {
 			c.Close(CloseSilent, "Nothing was heard within the heartbeat's interval and grace.")
 		case duePing:
 			c.mu.Lock()
-			ping := c.ping
+			ping := c.contract.ping
 			c.mu.Unlock()
 			_ = c.Send(ping) // closing, or slow and thereby closed
 		}
@@ -298,7 +315,7 @@ func (t *Table) pauseReaper(conns int) {
 
 func (c *Conn) expire() {
 	c.mu.Lock()
-	wake := c.closeLocked(c.expCode, c.expReason)
+	wake := c.ends != nil && c.closeLocked(c.ends.code, c.ends.reason)
 	c.mu.Unlock()
 	if wake {
 		c.stream.wake(c)
@@ -327,14 +344,14 @@ func (c *Conn) due(now time.Time, writeTimeout time.Duration) due {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.state == closing && now.After(c.closeBy):
+	case c.state == closing && now.UnixNano() > c.closeBy:
 		return dueCut
 	case c.state != open:
 		return dueNothing
-	case !c.expires.IsZero() && now.After(c.expires):
+	case c.ends != nil && now.After(c.ends.at):
 		return dueExpired
 	}
-	h := c.heartbeat
+	h := &c.contract.Heartbeat
 	if h.Interval <= 0 {
 		return dueNothing
 	}

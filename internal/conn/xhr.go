@@ -187,7 +187,7 @@ func (x *XHR) stream(ctx context.Context, rc *receiver) (well bool) {
 		n, err := x.write(rc, batch, &grown, recycleAfter)
 		if n < len(batch) {
 			x.c.untake(batch[n:], since, committed)
-			since, committed = 0, time.Time{}
+			since, committed = 0, 0
 		}
 		if n > 0 && x.c.table.account(x.c, batch[:n], since, committed) {
 			x.cut()
@@ -249,13 +249,13 @@ func (x *XHR) poll(ctx context.Context, rc *receiver) (well bool) {
 }
 
 // next waits for frames. It returns none when rc must stop.
-func (x *XHR) next(ctx context.Context, rc *receiver, now int64) (batch [][]byte, since int64, committed time.Time) {
+func (x *XHR) next(ctx context.Context, rc *receiver, now int64) (batch [][]byte, since, committed int64) {
 	for {
 		select {
 		case <-rc.stop:
-			return nil, 0, time.Time{}
+			return nil, 0, 0
 		case <-ctx.Done():
-			return nil, 0, time.Time{}
+			return nil, 0, 0
 		default:
 		}
 		if batch, since, committed = x.c.take(now); batch != nil {
