@@ -154,7 +154,10 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 		r.handOver(s, append(append([]byte(nil), one...), rest...))
 		return
 	}
-	req.RemoteAddr = remote(s.fd)
+	if s.peer == "" {
+		s.peer = remote(s.fd)
+	}
+	req.RemoteAddr = s.peer
 	w := &r.reply
 	w.reset(onLoop)
 	r.l.call(w, req)
@@ -172,7 +175,7 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 // sendAway answers a request in a goroutine of its own, because it may have to wait. Nothing is read of the socket meanwhile.
 func (r *requests) sendAway(s *sock, one, rest []byte) {
 	one, s.held, s.away = append([]byte(nil), one...), append([]byte(nil), rest...), true
-	addr := remote(s.fd)
+	addr := s.peer
 	r.l.s.running.Go(func() {
 		w := &reply{header: http.Header{}}
 		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(one))) // was read before
@@ -218,7 +221,7 @@ func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 		l.end(s)
 		return
 	}
-	s.conn, s.held = c, nil
+	s.conn, s.held, s.peer = c, nil, ""
 	_ = c.Send(handshake(req.Header.Get("Sec-WebSocket-Key"))) // leaves with what OnOpen says, and counts as a frame
 	l.s.t.guarded(c, func() { h.OnOpen(c) })
 	l.feed(s, rest)

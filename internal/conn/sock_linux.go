@@ -14,6 +14,7 @@ type sock struct {
 	l          *loop
 	conn       *Conn   // nil while it speaks HTTP
 	held       []byte  // HTTP: the begin of a request; a paused connection: what it has not heard, never nil
+	peer       string  // its address, while it speaks HTTP
 	parser     *parser // of a frame that has begun
 	stuck      *stuck  // what the kernel has not taken yet
 	since      int64   // since when it is waited for: a request, or the next one
