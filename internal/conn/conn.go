@@ -1,8 +1,8 @@
 // Package conn is one connection as everything above sees it: an id, a non-blocking
 // Send and Close, counters and close codes. What moves the bytes lies below a seam
-// (engine.go): today a reading goroutine per connection and a writing one while there is
-// something to write, over WebSocket framing or an SSE answer; an epoll loop can take that
-// place without anything above noticing. So nothing here hands out a goroutine or a
+// (stream, in engine.go). There are two engines: loops on epoll that accept, read and write for thousands of connections
+// (Server; Linux), and a reading goroutine per connection with a writing one while there is something to write, over
+// WebSocket framing, an SSE answer or the answers of an XHR session. So nothing here hands out a goroutine or a
 // channel per connection: what happens is told through the callbacks of a Handler.
 //
 // A frame is ready bytes of the connection's wire (a whole WebSocket frame, an SSE chunk),
