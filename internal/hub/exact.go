@@ -232,7 +232,7 @@ func (h *Hub) member(c *channel, user petrel.UserID) Member {
 
 // tellCount tells how many subscriptions there are, if somebody wants to know and it is time.
 func (h *Hub) tellCount(c *channel, v *view, total int, whole bool, now time.Time) (waits bool) {
-	if total == v.number && !v.due {
+	if v.counters == 0 || (total == v.number && !v.due) {
 		return false
 	}
 	if !whole && now.Sub(v.born) < rosterWithin {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -624,4 +626,152 @@ func TestLastOfMany(t *testing.T) {
 			t.Errorf("%d of %d missed", missed, missed+got)
 		}
 	})
+}
+
+// TestObserver: the owner of a channel knows what is on it, whoever listens, and so does the next owner.
+func TestObserver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		net := bus.NewNetwork(1)
+		p := &exactPlay{play: play{t: t, net: net}, owners: make([]*owner, 3)}
+		for i := range p.nodes {
+			p.start(i)
+		}
+		<-time.After(2 * time.Second)
+		ch := petrel.PusherChannel("app", "news")
+		b := p.nodes[0].Bucket(ch)
+		first := p.owners[int(b)%3]
+		listener := (first.node + 1) % 3
+		s, err := p.nodes[listener].Subscribe(Request{Channel: ch, Subscriber: &ear{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := func(o *owner) string {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			now, told := o.known[ch]
+			return fmt.Sprintf("%v count=%d online=%v whole=%v", told, now.Count, now.Online, now.Whole)
+		}
+		<-time.After(rosterWithin)
+		if got := known(first); got != "true count=1 online=true whole=true" {
+			t.Errorf("the owner knows %s", got)
+		}
+		p.end(first.node)
+		<-time.After(time.Second)
+		var alive []*owner
+		for i, n := range p.nodes {
+			if n != nil {
+				alive = append(alive, p.owners[i])
+			}
+		}
+		second := alive[int(b)%2]
+		if got := known(second); got != "true count=1 online=true whole=true" {
+			t.Errorf("the next owner knows %s", got)
+		}
+		s.Close()
+		<-time.After(rosterWithin)
+		if got := known(second); got != "true count=0 online=true whole=true" {
+			t.Errorf("when it was left: %s", got)
+		}
+		<-time.After(leaveAfter)
+		if got := known(second); got != "true count=0 online=false whole=true" {
+			t.Errorf("a second later: %s", got)
+		}
+		<-time.After(time.Minute)
+		for i, n := range p.nodes {
+			if n != nil && len(n.shardOf(ch).channels) != 0 {
+				t.Errorf("node %s keeps a channel that is empty", nodeName(i))
+			}
+		}
+	})
+}
+
+// TestReported: how many subscriptions there are is told to other nodes where somebody wants to know, also if they come to want it later.
+func TestReported(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		net := bus.NewNetwork(1)
+		var wanted atomic.Bool
+		var nodes []*cellNode
+		for _, name := range []petrel.NodeID{"a", "b"} {
+			nodes = append(nodes, startNode(t, net, name, 1, func(h *Hub) { h.opt.Reported = func(petrel.Channel) bool { return wanted.Load() } }))
+		}
+		<-time.After(2 * time.Second)
+		ch := petrel.PusherChannel("app", "news")
+		listen := func() *Subscription {
+			s, err := nodes[1].Subscribe(Request{Channel: ch, Subscriber: &ear{}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		listen()
+		defer nodes[0].Watch(ch, func(Here) {})()
+		<-time.After(time.Second)
+		listen()
+		<-time.After(10 * time.Second)
+		if now := nodes[0].Here(ch); now.Count != 1 {
+			t.Errorf("not told, and yet: %+v", now) // what it was told when it asked
+		}
+		wanted.Store(true)
+		nodes[1].Reconsider()
+		<-time.After(time.Second)
+		if now := nodes[0].Here(ch); now.Count != 2 {
+			t.Errorf("when it is wanted: %+v", now)
+		}
+	})
+}
+
+// TestExactJoinsLater: a node that ran alone becomes one of a cell, and the others hear what is on it.
+func TestExactJoinsLater(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := New(Options{
+			Encoders: []func(*petrel.Publication) []byte{words}, Rosters: []func(*Roster) []byte{roll}, Deltas: []func(*Delta) []byte{delta}, History: (&tale{}).page,
+		})
+		h.Start()
+		defer h.Stop()
+		alone := &cellNode{Hub: h}
+		e := &ear{}
+		alone.enter(t, e, "ann")
+		var said recorder
+		h.Join(&said)
+		h.Peers([]Peer{{"b", 1}})
+		<-time.After(time.Second)
+		h.Receive("b", 1, appendItem([]byte{formatItems}, itemFull, func(b []byte) []byte {
+			return full{version: 1, last: true, users: []petrel.UserID{"bob"}, number: 1, infos: []string{"of bob"}}.append(appendChannel(b, pusherChannel(0)))
+		}))
+		<-time.After(time.Second)
+		wantFrames(t, e, "1:ann=of ann", "+bob=of bob")
+		if !said.told(pusherChannel(0), 1, "ann") {
+			t.Error("the others did not hear of who is there")
+		}
+	})
+}
+
+// recorder is a relay that keeps the changes that it was given.
+type recorder struct {
+	deaf
+	mu      sync.Mutex
+	changes map[petrel.Channel]change
+}
+
+func (r *recorder) Publish(_ Bucket, payload []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changes == nil {
+		r.changes = map[petrel.Channel]change{}
+	}
+	readItems(payload, func(kind itemKind, in *reader) {
+		if kind == itemChange {
+			r.changes[in.channel()] = in.change()
+		}
+	})
+	return nil
+}
+
+func (r *recorder) told(ch petrel.Channel, number int, users ...petrel.UserID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changes[ch].number == number && slices.Equal(r.changes[ch].came, users)
 }

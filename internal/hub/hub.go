@@ -14,6 +14,11 @@
 // of its own subscriptions, channel by channel, and whoever asks is shown the union. Without a Relay the node is alone, and
 // everything works alike.
 //
+// There are two sorts of channel. A *room*'s is what the above is about: it has history, and a subscriber who is too slow for what is ephemeral misses
+// some of it. An *exact* one (exact.go), of Pusher's clients or of a user's connections, has none: its subscriptions are live at once, and
+// hear everything or are closed. What is on it over all nodes can be followed without a connection (here.go: Watch, Observe, Look), counted at one
+// moment (census.go), and its last publication kept for who comes later (last.go). Tell (tell.go) reaches every node, with an answer.
+//
 // # Invariants
 //
 //   - A durable subscription is offered every event after its starting point exactly once and in order of seq, or its
@@ -28,11 +33,16 @@
 //   - No lock of the hub is held while History or a callback other than Send and TrySend runs.
 //   - An ephemeral publication is offered at most once to a subscription, those of one node on one channel in order. One
 //     that finds no room is dropped and counted; it never closes a slow subscriber, as a durable one does.
+//   - A subscription to an exact channel is offered everything that is published on the channel, on whatever node, after it was admitted, as far as links
+//     carry it; one that wants to know who is there is given one list, with itself on it, and from then on each arrival and departure of another
+//     once and in an order that fits. A move between nodes within a second is neither.
 //   - Who is there: once links and nodes are well again, every node shows for every channel exactly the users that have a subscription
 //     on some living node (plus, for a second, those that just left). A node that is not alive counts for nothing, whatever of it still arrives.
 //
 // What fails: History failing is tried again with growing pauses; the subscription waits, it is never skipped over. A report of
-// presence that is lost is noticed by its version, or by the next summary, and asked for.
+// presence that is lost is noticed by its version, or by the next summary, and asked for. A node that does not answer delays a subscription to an exact
+// channel by half a second, and no more; what it had is told when it is heard. Two who come to a channel that is almost full at once, on two nodes,
+// may both be let in: the limit is held against what a node knows.
 package hub
 
 import (

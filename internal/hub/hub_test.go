@@ -392,3 +392,28 @@ func BenchmarkFanOut(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkAnnounce offers publications on a channel that is exact.
+func BenchmarkAnnounce(b *testing.B) {
+	for _, n := range []int{1, 10, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			h := New(Options{Encoders: []func(*petrel.Publication) []byte{words}, History: (&tale{}).page})
+			sinks := make([]sink, n)
+			for i := range sinks {
+				if _, err := h.Subscribe(Request{Channel: pusherChannel(0), Subscriber: &sinks[i], Conn: petrel.ConnID(fmt.Sprint(i))}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			p := tick(pusherChannel(0), "x")
+			p.Except = "nobody"
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = h.Announce(p, nil)
+			}
+			if sinks[0].n != b.N || sinks[n-1].n != b.N {
+				b.Fatalf("%d and %d delivered of %d", sinks[0].n, sinks[n-1].n, b.N)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/delivery")
+		})
+	}
+}

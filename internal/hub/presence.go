@@ -139,12 +139,18 @@ func (h *Hub) follow(c *channel, s *Subscription) {
 		h.watch(c).wanted++
 		h.mark(c)
 	}
+	if s.to.Counts {
+		c.view.counters++
+	}
 }
 
 func (h *Hub) unfollow(c *channel, s *Subscription) {
 	if s.to.Presence || s.to.Counts {
 		c.view.wanted--
 		h.mark(c)
+	}
+	if s.to.Counts {
+		c.view.counters--
 	}
 }
 
@@ -203,6 +209,7 @@ type view struct {
 	offAt    time.Time
 	number   int  // of subscriptions, as subscribers were last told
 	due      bool // somebody was not told yet
+	counters int  // subscriptions that want to be
 	watchers []*watcher
 }
 

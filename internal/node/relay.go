@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/bus"
 	"github.com/petrel-chat/petrel/internal/hub"
@@ -51,9 +53,24 @@ func (r *relay) Publish(b hub.Bucket, payload []byte) error {
 	return r.bus.Publish(bus.Bucket(b), kindEphemeral, payload)
 }
 
+// askAgain is how long a question waits when there are too many at once, here or there: nothing was done then.
+const askAgain = 20 * time.Millisecond
+
 // Ask implements hub.Relay.
 func (r *relay) Ask(ctx context.Context, node petrel.NodeID, payload []byte) ([]byte, error) {
-	return r.bus.Request(ctx, node, kindHub, payload)
+	for {
+		answer, err := r.bus.Request(ctx, node, kindHub, payload)
+		if !errors.Is(err, bus.ErrBusy) {
+			return answer, err
+		}
+		pause := time.NewTimer(askAgain)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, err
+		}
+	}
 }
 
 // Listen implements hub.Relay.
