@@ -210,7 +210,7 @@ func (c Step) Decide(r *projection.Reader, s event.Stamp) (event.Decision, error
 	if err != nil {
 		return event.Decision{}, err
 	}
-	if now.Version != c.Runner {
+	if now.Version != c.Runner || c.Runner == 0 { // 0: nobody has begun, and there is no row to step on
 		return event.Decision{}, errNotRunner(now)
 	}
 	ids := make([]ID, len(c.Reports))
