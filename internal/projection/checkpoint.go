@@ -28,6 +28,10 @@ type checkpointer struct {
 	c   *conn
 	shm *os.File // the index of the write-ahead log, for its counters
 
+	// copying makes the two take turns: SQLite turns the second away at once, and a writer that is always turned away by a
+	// background checkpoint that stands still would let the log grow without end.
+	copying sync.Mutex
+
 	after struct { // how long the log must be for the next attempt, in frames
 		background uint32 // loop only
 		writer     uint32 // guarded by Store.write
@@ -129,6 +133,8 @@ func (k *checkpointer) wrote() {
 // run copies back as much as readers allow, and waits for nobody. Its failure loses nothing: the log
 // stays as long as it is and the next attempt finds the same pages.
 func (k *checkpointer) run(c *conn) {
+	k.copying.Lock()
+	defer k.copying.Unlock()
 	start := time.Now()
 	err := c.run("PRAGMA wal_checkpoint(PASSIVE)")
 	k.s.metrics.checkpoint.Observe(time.Since(start).Seconds())
