@@ -162,6 +162,7 @@ class RawFallback extends Raw {
   /** Reads one response after the other until the session is closed. */
   async receive() {
     while (!this.over) {
+      await this.held;
       this.aborter = new AbortController();
       let status = 0;
       try {
@@ -185,9 +186,16 @@ class RawFallback extends Raw {
   async read(body) {
     const decoder = new TextDecoder();
     let rest = "";
+    let length = 0;
     for await (const chunk of body) {
-      rest += decoder.decode(chunk, { stream: true });
+      const text = decoder.decode(chunk, { stream: true });
+      rest += text;
+      length += text.length;
       for (let end; (end = rest.indexOf("\n")) >= 0; rest = rest.slice(end + 1)) this.chunk(rest.slice(0, end));
+      if (rest === "" && length > 256 * 1024) { // F12: http_request.ts isBufferTooLong
+        this.recycling = true;
+        return;
+      }
     }
     if (rest !== "") this.inbox.put({ unreadable: rest }); // F9: every chunk ends in a line feed
   }
@@ -245,10 +253,11 @@ class RawFallback extends Raw {
     return this.sending;
   }
 
-  /** The client's own recycling (F12): ends the response and opens the next one of the same session. */
-  recycle() {
-    this.recycling = true;
-    this.aborter.abort();
+  /** Asks for nothing more until the returned function is called. */
+  hold() {
+    let release;
+    this.held = new Promise((resolve) => (release = resolve));
+    return release;
   }
 
   leave() {
