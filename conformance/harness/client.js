@@ -57,7 +57,7 @@ export async function subscribed(pusher, name) {
 
 export function inbox(channel) {
   const box = new Inbox(channel.name ?? "a channel");
-  channel.bind_global((event, data, metadata) => box.put({ event, data, user: metadata?.user_id }));
+  channel.bind_global((event, data) => box.put({ event, data }));
   return box;
 }
 

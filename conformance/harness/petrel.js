@@ -219,7 +219,7 @@ export class Installation {
   /** Sets an app's settings, as `petrel app set` does. */
   async configure(app, settings) {
     const pairs = Object.entries(settings).map(([name, value]) => `${name}=${value}`);
-    await this.node(0).cli("app", "set", "--app", app.id, ...pairs);
+    await this.node(0).cli("app", "set", app.id, ...pairs);
   }
 
   /** Waits until every node knows the app and has the same settings of it. */

@@ -5,8 +5,8 @@ import { setTimeout as pause } from "node:timers/promises";
 export const patience = Number(process.env.CONFORMANCE_PATIENCE ?? 90_000);
 
 /** Asks until the answer is true. what completes the sentence "waited in vain for …". */
-export async function poll(what, ask, { explain } = {}) {
-  for (const end = Date.now() + patience; ;) {
+export async function poll(what, ask, { explain, ms = patience } = {}) {
+  for (const end = Date.now() + ms; ;) {
     if (await ask()) return;
     if (Date.now() > end) throw new Error(`waited in vain for ${what}${explain ? `:\n${explain()}` : ""}`);
     await pause(25); // between two questions

@@ -25,7 +25,8 @@
     state: () => ({ state: pusher.connection.state, socket: pusher.connection.socket_id, transport: pusher.connection.connection?.transport.name }),
     subscribe(name) {
       const channel = pusher.subscribe(name);
-      channel.bind_global((event, data, metadata) => hear(`${name}:${event}`, { data, user: metadata?.user_id }));
+      channel.bind_global((event, data) => event.startsWith("client-") || hear(`${name}:${event}`, { data }));
+      for (const event of ["client-hello", "client-wave"]) channel.bind(event, (data, metadata) => hear(`${name}:${event}`, { data, user: metadata?.user_id }));
     },
     members: (name) => ({ count: pusher.channel(name).members.count, me: pusher.channel(name).members.me, all: pusher.channel(name).members.members }),
     trigger: (name, event, data) => pusher.channel(name).trigger(event, data),
@@ -37,7 +38,7 @@
     disconnect: () => pusher.disconnect(),
     echo(key, where, broadcaster) {
       const { channelAuthorization, ...rest } = options(where);
-      echo = new Echo({ broadcaster, key, ...rest, authEndpoint: channelAuthorization.endpoint });
+      echo = new Echo.default({ broadcaster, key, ...rest, authEndpoint: channelAuthorization.endpoint });
       pusher = echo.connector.pusher;
       watch(pusher.connection);
     },

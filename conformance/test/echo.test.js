@@ -42,10 +42,11 @@ describe("laravel-echo", { concurrency: 8 }, () => {
       const heard = new Inbox("echo's listeners");
       const room = fresh("orders.");
       const channels = { [room]: ada.channel(room), [`private-${room}`]: ada.private(room), [`private-encrypted-${room}`]: ada.encryptedPrivate(room) };
+      const there = Object.entries(channels).map(([name, channel]) => subscribed(channel, name));
+      await Promise.all(there);
       for (const [name, channel] of Object.entries(channels)) {
         channel.listen("OrderShipped", (data) => heard.put({ name, data }));
         channel.listen(".plain", (data) => heard.put({ name, data }));
-        await subscribed(channel, name);
         await official.trigger(name, "App\\Events\\OrderShipped", { n: 1 });
         assert.deepEqual((await heard.take(name, (h) => h.name === name)).data, { n: 1 });
         await official.trigger(name, "plain", { n: 2 });

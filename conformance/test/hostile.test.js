@@ -337,7 +337,7 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
       const raw = await dial(node, app, "xhr_polling");
       const large = await fetch(`${base}/${raw.session}/xhr_send`, { method: "POST", body: JSON.stringify(["x".repeat(5_000_000)]) }).catch(() => ({ status: 413 }));
       assert.ok(large.status === 413 || large.status === 400, String(large.status));
-      for (const path of ["/1/../xhr", "/1/a%2fb/xhr", "/x/abcdefgh/xhr", "/1/abcdefgh/eventsource", "/1/abcdefgh", `/1/${"a".repeat(5_000)}/xhr`, "/1//xhr"]) {
+      for (const path of ["/1/../xhr", "/x/abcdefgh/xhr", "/1/abcdefgh/eventsource", "/1/abcdefgh", `/1/${"a".repeat(5_000)}/xhr`, "/1//xhr"]) {
         const answer = await fetch(`${base}${path}?${clientQuery}`, { method: "POST", redirect: "manual" });
         assert.ok(answer.status >= 300 && answer.status < 500, `${path.slice(0, 40)}: ${answer.status}`);
         await answer.body?.cancel();
@@ -380,10 +380,11 @@ describe("hostile input", { concurrency: 1, timeout: 600_000 }, () => {
     await raw.established();
     await raw.fence();
     await raw.leave();
+    let left;
     await poll("the connections to be gone", async () => {
-      const { json } = await app.call(node, "GET", "/channels");
-      return Object.keys(json.channels).length === 0;
-    });
+      left = Object.keys((await app.call(node, "GET", "/channels")).json.channels);
+      return left.length === 0;
+    }, { explain: () => left.map((name) => name.slice(0, 40)).join(), ms: 240_000 });
     assert.ok(node.memory() < before.memory + mayGrow);
   });
 });

@@ -55,9 +55,9 @@ func (s *Server) greet(r *http.Request, key string) (petrel.AppID, *ending) {
 	return app, nil
 }
 
-// Versions of the protocol that are spoken: 5, 6 and 7 differ in nothing that a server does here.
+// Versions of the protocol that are spoken: 4 to 7 differ in nothing that a server does here.
 const (
-	oldestProtocol = 5
+	oldestProtocol = 4
 	newestProtocol = 7
 )
 
@@ -83,7 +83,7 @@ func checkProtocol(q url.Values) *ending {
 	case err != nil || n < 0:
 		return &ending{closeBadVersion, "The protocol version is no number: connect with ?protocol=7."}
 	case n < oldestProtocol || n > newestProtocol:
-		return &ending{closeOldProtocol, "This protocol version is not spoken here: versions 5 to 7 are."}
+		return &ending{closeOldProtocol, "This protocol version is not spoken here: versions 4 to 7 are."}
 	}
 	return nil
 }

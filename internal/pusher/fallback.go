@@ -296,12 +296,13 @@ func (f *fallback) nobody(w http.ResponseWriter, r *http.Request) {
 	f.s.opt.Gateway.Refuse(w, r, err)
 }
 
-// refuse says no in the frame that clients understand.
+// refuse says no in the frame that clients understand. It stands after an opening one: pusher-js reads the code of a session alone
+// that has begun, and would else try again for ever.
 func (f *fallback) refuse(w http.ResponseWriter, kind string, code conn.CloseCode, text string) {
 	f.count(kind, "refused")
 	f.s.turnAway(&ending{code, text})
 	w.Header().Set("Content-Type", "application/javascript; charset=UTF-8")
-	_, _ = w.Write(conn.XHRClose(code, text)) // the client may be gone
+	_, _ = w.Write(append([]byte("o\n"), conn.XHRClose(code, text)...)) // the client may be gone
 }
 
 func (f *fallback) count(kind, result string) {

@@ -327,13 +327,13 @@ func TestFallbackRefusals(t *testing.T) {
 		path string
 		want string
 	}{
-		{"nobody/1/abcdefgh/xhr" + query, "c[4001,"},
-		{"nobody/1/abcdefgh/xhr_streaming" + query, "c[4001,"},
-		{testKey + "3/1/abcdefgh/xhr_streaming" + query, "c[4003,"},
-		{testKey + "/1/abcdefgh/xhr_streaming", "c[4008,"},
-		{testKey + "/1/abcdefgh/xhr?protocol=1", "c[4007,"},
-		{testKey + "/1/abc.defgh/xhr" + query, "c[4005,"},
-		{testKey + "/1/" + strings.Repeat("a", 65) + "/xhr" + query, "c[4005,"},
+		{"nobody/1/abcdefgh/xhr" + query, "o\nc[4001,"},
+		{"nobody/1/abcdefgh/xhr_streaming" + query, "o\nc[4001,"},
+		{testKey + "3/1/abcdefgh/xhr_streaming" + query, "o\nc[4003,"},
+		{testKey + "/1/abcdefgh/xhr_streaming", "o\nc[4008,"},
+		{testKey + "/1/abcdefgh/xhr?protocol=1", "o\nc[4007,"},
+		{testKey + "/1/abc.defgh/xhr" + query, "o\nc[4005,"},
+		{testKey + "/1/" + strings.Repeat("a", 65) + "/xhr" + query, "o\nc[4005,"},
 	} {
 		res, err := w.client.Post(w.url+"/pusher/app/"+c.path, "application/json", nil)
 		if err != nil {

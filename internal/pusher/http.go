@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/petrel-chat/petrel/internal/conn"
@@ -17,6 +18,8 @@ func (s *Server) mountHTTP() {
 	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true}
 	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
 		s.opt.Gateway.Handle(pattern, route, s.call(do))
+		method, path, _ := strings.Cut(pattern, " ")
+		s.opt.Gateway.Handle(path, route, s.wrongMethod(method))
 	}
 	route.Loop = true
 	handle("POST /apps/{app}/events", s.postEvent)
@@ -27,6 +30,18 @@ func (s *Server) mountHTTP() {
 	handle("GET /apps/{app}/channels/{channel}/users", s.getUsers)
 	handle("POST /apps/{app}/users/{user}/terminate_connections", s.terminate)
 	s.opt.Gateway.Handle("/apps/", route, http.HandlerFunc(s.nothing))
+}
+
+// wrongMethod answers what there is a route for, but by another method.
+func (s *Server) wrongMethod(want string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := s.opt.Gateway.ChargeStranger(r.Context())
+		if err == nil {
+			w.Header().Set("Allow", want)
+			err = petrel.Errorf(petrel.CodeMethodNotAllowed, "This call of the HTTP API takes %s.", want)
+		}
+		s.opt.Gateway.Refuse(w, r, err)
+	})
 }
 
 // nothing answers what there is no route for.

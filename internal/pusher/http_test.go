@@ -149,7 +149,7 @@ func TestSignatures(t *testing.T) {
 		"in 599 s":          {with(func(c *signedCall) { c.at = time.Now().Add(599 * time.Second) }), 200},
 		"in 602 s":          {with(func(c *signedCall) { c.at = time.Now().Add(602 * time.Second) }), 401},
 		"no number":         {set("auth_timestamp", "now"), 401},
-		"another method":    {with(func(c *signedCall) { c.method = "PUT" }), 404},
+		"another method":    {with(func(c *signedCall) { c.method = "PUT" }), 405},
 		"no such call":      {with(func(c *signedCall) { c.path = "/apps/1001/nothing" }), 404},
 		"parameters":        {with(func(c *signedCall) { c.query = url.Values{"Zeta": {"a b"}, "alpha": {"ü&="}} }), 200},
 		"a repeat":          {with(func(c *signedCall) { c.query = url.Values{"x[]": {"2", "1"}} }), 200},
