@@ -154,7 +154,9 @@ func (c *importIRCCmd) credentials(con *console, imp *importer) error {
 		if owner.Listen == "" {
 			return mistake{errors.New("no node runs on this data folder; start it with `petrel serve`, or name another with --url")}
 		}
-		imp.base = "http://" + owner.Listen
+		if imp.base = "http://" + owner.Listen; owner.TLS {
+			imp.base = "https://" + owner.Listen // a certificate for another name is refused with a sentence that says so: --url names it
+		}
 	}
 	if imp.key == "" {
 		app, err := op.App(con.ctx, petrel.AppID(c.App))

@@ -10,11 +10,12 @@
 // and per app, and the handshake. There is no Origin check and no cookie: whoever asks shows a
 // token, and a browser never sends one along by itself, so any origin may ask (CORS answers *, without credentials).
 //
-// TLS is not ended here yet: put a proxy in front and name its addresses in TrustedProxies.
+// TLS is ended here when Options.TLS is set; behind a proxy that ends it, name that one's addresses in TrustedProxies.
 package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"hash/maphash"
 	"log/slog"
@@ -60,6 +61,9 @@ type Authenticator interface {
 type Options struct {
 	Auth  Authenticator // required
 	Conns *conn.Table   // required: where sockets and streams are opened
+
+	// TLS ends here when it is set; connections then have a goroutine each. nil: put a proxy in front, or serve in the clear.
+	TLS *tls.Config
 
 	MaxHeaderBytes int           // default 16 KiB (net/http adds 4 KiB)
 	MaxBodyBytes   int64         // of a request, unless its route says otherwise; default 64 KiB
@@ -184,6 +188,9 @@ func New(o Options) *Gateway {
 // rest goes to net/http; else net/http serves everything.
 func (g *Gateway) Serve(ln net.Listener) error {
 	accepting := &listener{Listener: ln, g: g}
+	if g.opt.TLS != nil {
+		return served(g.server.Serve(tls.NewListener(accepting, g.opt.TLS)))
+	}
 	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
 		Hot: g.isHot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
 		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
@@ -195,6 +202,11 @@ func (g *Gateway) Serve(ln net.Listener) error {
 	case errors.Is(err, conn.ErrNoLoops):
 		err = g.server.Serve(accepting)
 	}
+	return served(err)
+}
+
+// served is the end of net/http's Serve: nil when it was wanted.
+func served(err error) error {
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -45,6 +45,9 @@ type Config struct {
 
 	PublicURL string `koanf:"public-url" placeholder:"URL" help:"Address of this node as clients write it, like https://n1.chat.example. Who has to move is told where the other nodes are."`
 
+	TLSCert string `koanf:"tls-cert" placeholder:"FILE" help:"Certificate (PEM, with its chain) of the public listener: it then speaks TLS alone. Read again when the file changes."`
+	TLSKey  string `koanf:"tls-key" placeholder:"FILE" help:"Its key."`
+
 	Peer           string `koanf:"peer" placeholder:"HOST:PORT" help:"TLS port between nodes, as the others reach it. Alone, it founds a cell, or makes one of a node that ran alone."`
 	Join           string `koanf:"join" placeholder:"HOST:PORT,…" help:"Peer ports of nodes of the cell that this node joins. Needed once: later it knows them."`
 	CellSecretFile string `koanf:"cell-secret-file" placeholder:"FILE" help:"The cell's secret, to join: a copy of DATA/cell-secret of any node of it."`
@@ -303,6 +306,9 @@ func (c *Config) problems(origin map[string]string) []error {
 	}
 	if c.DrainTimeout < 0 || c.DrainTimeout > time.Hour {
 		bad("drain-timeout", "drain-timeout is %s; it must be between 0s and 1h", c.DrainTimeout)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		bad("tls-cert", "tls-cert and tls-key belong together; one of them is missing")
 	}
 	if c.MaxConnections < 1 || c.MaxConnections > 10_000_000 {
 		bad("max-connections", "max-connections is %d; it must be between 1 and 10,000,000", c.MaxConnections)

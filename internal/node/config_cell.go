@@ -109,7 +109,15 @@ func (c *Config) publicURL(listen string) string {
 	if notReachable(listen) != "" {
 		return ""
 	}
-	return "http://" + listen
+	return c.scheme() + listen
+}
+
+// scheme is how an address of the public listener begins.
+func (c *Config) scheme() string {
+	if c.TLSCert != "" {
+		return "https://"
+	}
+	return "http://"
 }
 
 // notReachable says why other nodes could not reach an address; "" when they might.

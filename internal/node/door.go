@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -20,7 +21,7 @@ type door struct {
 }
 
 // openDoor begins to turn people away with a time to come back. why says what the node waits for.
-func openDoor(l net.Listener, why func() string) *door {
+func openDoor(l net.Listener, secured *tls.Config, why func() string) *door {
 	tcp, ok := l.(*net.TCPListener)
 	if !ok {
 		return nil
@@ -34,7 +35,11 @@ func openDoor(l net.Listener, why func() string) *door {
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, MaxHeaderBytes: 32 << 10,
 	}
 	d.server.SetKeepAlivesEnabled(false)
-	d.served.Go(func() { _ = d.server.Serve(d.listener) }) // it ends with close
+	var ln net.Listener = d.listener
+	if secured != nil {
+		ln = tls.NewListener(ln, secured)
+	}
+	d.served.Go(func() { _ = d.server.Serve(ln) }) // it ends with close
 	return d
 }
 

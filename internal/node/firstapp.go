@@ -38,7 +38,7 @@ func (n *Node) firstApp(ctx context.Context) (app App, made bool, err error) {
 
 // notice tells the person who started the node what to open and, once, what to paste.
 func (n *Node) notice(w io.Writer, app App, made bool) error {
-	url := "http://" + n.Addr()
+	url := n.cfg.scheme() + n.Addr()
 	fmt.Fprintf(w, "\nPetrel is ready.\n\n  open     %s\n  admin    http://%s/healthz\n", url, n.AdminAddr())
 	if n.cfg.Demo {
 		fmt.Fprintf(w, "  pusher   %s/examples/pusher.html\n\nThis is the demo: open the page in two browsers and choose two names.\n", url)

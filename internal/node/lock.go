@@ -15,6 +15,7 @@ import (
 type Owner struct {
 	PID    int    `json:"pid"`
 	Listen string `json:"listen,omitempty"` // address of the public listener, once it is open
+	TLS    bool   `json:"tls,omitempty"`    // it speaks TLS
 	Admin  string `json:"admin,omitempty"`  // address of the admin listener, once it is open
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +90,7 @@ type Node struct {
 
 	adminListener  net.Listener
 	door           *door        // answers on the public listener until people are let in
+	publicTLS      *tls.Config  // nil: the public listener speaks in the clear
 	publicListener net.Listener // open before anything is founded: a taken address leaves the folder as it was
 	admin          *adminServer
 	public         *publicSide
@@ -128,7 +130,10 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 		if n.publicListener, err = listen(ctx, "listen", n.cfg.Listen); err != nil {
 			return nil, err
 		}
-		n.door = openDoor(n.publicListener, n.health.waitsFor)
+		if n.publicTLS, err = openKeyPair(&n.cfg, n.logger); err != nil {
+			return nil, err
+		}
+		n.door = openDoor(n.publicListener, n.publicTLS, n.health.waitsFor)
 		if err := n.openAdmin(ctx); err != nil {
 			return nil, err
 		}
@@ -232,7 +237,7 @@ func (n *Node) Start(ctx context.Context) error {
 		n.cell.public.Store(&addr)
 		n.cell.announce()
 	}
-	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), Admin: n.AdminAddr()}); err != nil {
+	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), TLS: n.publicTLS != nil, Admin: n.AdminAddr()}); err != nil {
 		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
 	}
 	if n.agreement != nil {

@@ -41,7 +41,7 @@ func (n *Node) openPublic() error {
 	sockets, conns := socketLimits(n.cfg.MaxConnections, openFilesLimit())
 	p.gateway = gateway.New(gateway.Options{
 		Auth: authenticator{n.directory}, Conns: p.conns, MaxSockets: sockets, MaxConns: conns,
-		TrustedProxies: proxies, Logger: n.logger, Registerer: n.reg,
+		TLS: n.publicTLS, TrustedProxies: proxies, Logger: n.logger, Registerer: n.reg,
 	})
 	if conns < n.cfg.MaxConnections {
 		n.logger.Warn("fewer connections than configured: the process may not open more files", "connections", conns, "configured", n.cfg.MaxConnections)
