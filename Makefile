@@ -12,6 +12,7 @@ ARGS      ?=
 FUZZTIME  ?= 20s
 SIMTIME   ?= 60s
 FAULTS    ?= 300
+JOBS      ?= 50000
 DURATION  ?= 0s
 SEED      ?=
 SEEDS     ?= 2000
@@ -115,6 +116,11 @@ torture: ## SEEDS=2000 of the simulation, then FAULTS=300 in a cell of three und
 	@$(STEP) '$(SEEDS) seeds of the simulation' env PETREL_SIM_SEEDS=$(SEEDS) go test -count=1 -timeout 24h -run '^TestSim$$' ./internal/petreltest
 	@$(STEP) 'a cell under faults' env PETREL_TORTURE=1 PETREL_TORTURE_FAULTS=$(FAULTS) PETREL_TORTURE_DURATION=$(DURATION) PETREL_TORTURE_SEED=$(SEED) \
 		go test -count=1 -v -timeout 24h -run '^TestTorture$$' ./internal/petreltest
+
+.PHONY: torture-jobs
+torture-jobs: ## JOBS=50000 in a cell of three, against a receiver that misbehaves, while ten leaders are killed and a disk is full
+	@$(STEP) '$(JOBS) jobs under faults' env PETREL_JOB_TORTURE=$(JOBS) PETREL_TORTURE_SEED=$(SEED) \
+		go test -count=1 -v -timeout 2h -run '^TestJobTorture$$' ./internal/petreltest
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each

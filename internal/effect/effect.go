@@ -144,6 +144,10 @@ type Options struct {
 	TargetPlaces int
 	// BodyBytes is how much the bodies of running jobs may take before nothing more begins. Default 64 MiB.
 	BodyBytes int
+	// View reads the projection, for the metrics of the ledgers. nil: they are not watched.
+	View View
+	// CountEvery is how often the ledgers are looked at. Default 10 s.
+	CountEvery time.Duration
 	// LookEvery is how often Leading is asked. Default 100 ms.
 	LookEvery time.Duration
 	// Jitter returns a part of a pause by chance. Default rand.N.
@@ -171,6 +175,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.BodyBytes <= 0 {
 		o.BodyBytes = 64 << 20
+	}
+	if o.CountEvery <= 0 {
+		o.CountEvery = 10 * time.Second
 	}
 	if o.LookEvery <= 0 {
 		o.LookEvery = 100 * time.Millisecond

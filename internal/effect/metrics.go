@@ -15,6 +15,8 @@ type metrics struct {
 	lateness    *prometheus.HistogramVec
 	interrupted prometheus.Counter
 	failures    *prometheus.CounterVec
+	jobs        *prometheus.GaugeVec
+	mismatch    prometheus.Gauge
 }
 
 // outcomes by number; never written after initialisation.
@@ -42,8 +44,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "petrel_effect_failures_total", Help: "Times that the log did not take what the runner had to write, by code; it tries again.",
 		}, []string{"code"}),
 	}
+	m.jobs = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "petrel_jobs", Help: "Jobs by state, on the leader: of the apps with the most that waits, runs or is dead, and of all others together (other).",
+	}, []string{"app", "state"})
+	m.mismatch = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "petrel_job_ledger_mismatch", Help: "By how many jobs the ledgers do not add up, or differ from the rows, on the leader. Anything but 0 is an alarm.",
+	})
 	if reg != nil {
-		reg.MustRegister(m.runner, m.attempts, m.lateness, m.interrupted, m.failures)
+		reg.MustRegister(m.jobs, m.mismatch, m.runner, m.attempts, m.lateness, m.interrupted, m.failures)
 	}
 	return m
 }

@@ -46,6 +46,8 @@ type Runner struct {
 	term     uint64              // of leadership, when it began
 	quiet    rate.Sometimes      // about failures
 
+	off map[petrel.AppID]uint64 // of the watch: apps whose rows and ledger differ
+
 	wake    chan struct{} // capacity 1
 	working sync.WaitGroup
 	looping sync.WaitGroup
@@ -68,7 +70,7 @@ func New(o Options) *Runner {
 	r := &Runner{opt: o.withDefaults(), wake: make(chan struct{}, 1), quiet: rate.Sometimes{Interval: 5 * time.Second}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.plan, r.attempts = newPlan(r.opt), map[job.ID]*attempt{}
-	r.metrics = newMetrics(o.Registerer)
+	r.metrics, r.off = newMetrics(o.Registerer), map[petrel.AppID]uint64{}
 	return r
 }
 
@@ -79,6 +81,9 @@ func (r *Runner) Start() {
 		r.started = true
 		r.mu.Unlock()
 		r.looping.Go(r.loop)
+		if r.opt.View != nil {
+			r.looping.Go(r.watch)
+		}
 	})
 }
 

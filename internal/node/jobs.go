@@ -14,7 +14,7 @@ func (n *Node) openJobs() {
 	kinds, policies := n.jobKinds()
 	n.jobs.Store(effect.New(effect.Options{
 		Book: effect.NewBook(n.desk, n.shard.store.View), Node: n.self.Member, Leading: n.runsJobs, Kinds: kinds, Policies: policies,
-		Now: n.opt.Faults.now(), Logger: n.logger, Registerer: n.reg,
+		View: n.shard.store.View, Now: n.opt.Faults.now(), Logger: n.logger, Registerer: n.reg,
 	}))
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/node"
 )
 
@@ -21,6 +22,8 @@ type CellOptions struct {
 	Nodes int // default 3; 1 is a node that runs alone
 	// Faults plants a bug in node i. nil: none.
 	Faults func(i int) *node.Faults
+	// Jobs are kinds of jobs and who carries them out, on every node. nil: those of production alone.
+	Jobs map[string]effect.Handler
 	// CompareEvery is how often replicas compare themselves. 0: as in production.
 	CompareEvery time.Duration
 }
@@ -118,7 +121,7 @@ func (c *Cell) Start(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	opt := node.Options{Config: cfg, Logger: slog.New(slog.NewJSONHandler(cn.logs, nil)), Notice: io.Discard, CompareEvery: c.opt.CompareEvery}
+	opt := node.Options{Config: cfg, Logger: slog.New(slog.NewJSONHandler(cn.logs, nil)), Notice: io.Discard, CompareEvery: c.opt.CompareEvery, Jobs: c.opt.Jobs}
 	if c.opt.Faults != nil {
 		opt.Faults = c.opt.Faults(i)
 	}
