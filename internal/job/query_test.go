@@ -106,3 +106,30 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 		}
 	}
 }
+
+// TestAudit: a row that vanished, or a ledger that was changed past the folds, is found.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"a job vanished":    `DELETE FROM job WHERE key = (SELECT min(key) FROM job)`,
+		"a job came alive":  `UPDATE job SET state = 2 WHERE key = (SELECT min(key) FROM job)`,
+		"a count was lost":  `UPDATE job_ledger SET accepted = accepted - 1`,
+		"a count was moved": `UPDATE job_ledger SET waiting = waiting - 1, done = done + 1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			must[[]ID](w, of(petrel.ActorSystem, "a"), Enqueue{Jobs: []New{{Kind: "mail"}, {Kind: "mail"}}})
+			audit := func(r *projection.Reader) (uint64, error) { return Audit(r, "a") }
+			if off := mustView(w, audit); off != 0 {
+				t.Fatalf("%d off before", off)
+			}
+			if err := w.store.Update(t.Context(), func(tx *projection.Tx) error { _, err := tx.Exec(sql); return err }); err != nil {
+				t.Fatal(err)
+			}
+			if off := mustView(w, audit); off == 0 {
+				t.Error("not found")
+			}
+		})
+	}
+}
