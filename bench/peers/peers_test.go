@@ -34,10 +34,10 @@ func TestBench(t *testing.T) {
 	}
 	if !testing.Short() {
 		args = append(args, "-petrel", petreltest.Binary(t))
-		args[1] = "bare,bare-coalesce,petrel,petrel-native"
-		args[3] = "rate-100,max-100,max-1000,publish,idle,storm"
+		args[1] = "bare,petrel,petrel-native"
+		args[3] = "rate-100,max-100,publish,idle,storm"
 		if _, err := exec.LookPath("cc"); err == nil {
-			args[1] += ",limit,limit-coalesce"
+			args[1] += ",limit"
 		}
 	}
 	s, err := parseSettings(args, t.Output())

@@ -129,3 +129,16 @@ func TestCreateWithSettings(t *testing.T) {
 	}
 	w.agree()
 }
+
+func BenchmarkVerify(b *testing.B) {
+	c := worked[0]
+	d := NewDirectory(DirectoryOptions{})
+	d.current.Store(&snapshot{apps: map[petrel.AppID]bool{"1": false}, keys: map[string]signer{c.key: newSigner("1", c.secret)}})
+	message := []byte(c.message)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := d.Verify(c.key, message, c.mac); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
