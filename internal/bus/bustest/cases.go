@@ -199,10 +199,13 @@ func late(_ *testing.T, c *cell) {
 	defer b.listen(8)()
 	a.reach(8, b) // what was published before is on its way no more
 	defer b.listen(9)()
-	a.reach(9, b)
+	sent := a.reach(9, b)
 	a.publish(9, kindTest, 21)
 	b.expect(9, "a", 21)
 	b.wantLoss(bus.Loss{Origin: "a"})
+	if seen := b.before["a"].Seen; seen > sent {
+		b.t.Errorf("%d are missing of %d that were sent since it listens", seen, sent)
+	}
 }
 
 func restart(t *testing.T, c *cell) {

@@ -78,6 +78,8 @@ type node struct {
 	drop atomic.Pointer[func(bus.Frame) bool]
 	wait chan struct{} // kindWait answers when it is closed
 	busy chan struct{} // has a token for every kindWait that began
+	// What was missed of each origin until the way was known: a heartbeat can tell of more than the wire brought by then.
+	before map[petrel.NodeID]bus.Loss
 }
 
 // open starts a node that never thinks another dead and waits long for what is missing, unless o says so.
@@ -86,6 +88,7 @@ func (c *cell) open(id petrel.NodeID, o bus.Options) *node {
 	n := &node{
 		t: c.t, id: id, got: make(chan bus.Message, 1<<14), warm: make(chan bus.Message, 1<<14),
 		wait: make(chan struct{}), busy: make(chan struct{}, 100),
+		before: map[petrel.NodeID]bus.Loss{},
 	}
 	o.Node = id
 	if o.Heartbeat == 0 {
@@ -178,10 +181,22 @@ func (n *node) publish(k bus.Bucket, kind bus.Kind, i int) {
 	}
 }
 
-// reach publishes until the last message arrives at each of the others, and returns its number: from
-// then on the way is known.
+// reach publishes until the last message arrives at each of the others, and returns how many it took: from
+// then on the way is known. What was missed until then is mended or given up, and not counted by loss.
 func (n *node) reach(k bus.Bucket, others ...*node) (seq uint64) {
 	n.t.Helper()
+	had := make([]bus.Loss, len(others))
+	for i, o := range others {
+		had[i] = o.loss(n.id)
+	}
+	defer func() {
+		for i, o := range others {
+			o.until(func() bool { l := o.loss(n.id); return l.Seen == l.Repaired+l.Lost })
+			now, b := o.loss(n.id), o.before[n.id]
+			b.Seen, b.Repaired, b.Lost = b.Seen+now.Seen-had[i].Seen, b.Repaired+now.Repaired-had[i].Repaired, b.Lost+now.Lost-had[i].Lost
+			o.before[n.id] = b
+		}
+	}()
 	for i := 1; ; i++ {
 		n.publish(k, kindWarm, i)
 		seq++
@@ -225,6 +240,8 @@ func (n *node) expect(k bus.Bucket, from petrel.NodeID, numbers ...int) {
 func (n *node) loss(origin petrel.NodeID) bus.Loss {
 	for _, l := range n.Loss() {
 		if l.Origin == origin {
+			b := n.before[origin]
+			l.Seen, l.Repaired, l.Lost = l.Seen-b.Seen, l.Repaired-b.Repaired, l.Lost-b.Lost
 			l.Received, l.Late = 0, 0
 			return l
 		}
