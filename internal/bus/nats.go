@@ -94,6 +94,10 @@ const (
 type Embedded struct {
 	natsWire
 	srv *server.Server
+
+	routing sync.Mutex // held while routes are added
+	opts    *server.Options
+	user    *url.Userinfo
 }
 
 // Embed starts a NATS server without JetStream that listens for routes. Bus.Stop ends it.
@@ -107,17 +111,14 @@ func Embed(o EmbedOptions) (*Embedded, error) {
 	}
 	sum := sha256.Sum256([]byte("petrel bus\x00" + o.Secret))
 	user, password := "petrel", hex.EncodeToString(sum[:])
-	var routes []*url.URL
-	for _, r := range o.Routes {
-		routes = append(routes, &url.URL{Scheme: "nats", Host: r, User: url.UserPassword(user, password)})
-	}
-	srv, err := server.NewServer(&server.Options{
+	e := &Embedded{user: url.UserPassword(user, password)}
+	e.opts = &server.Options{
 		ServerName: string(o.Node),
 		// The server starts no routes without a listener for clients (DontListen). So there is one, at a
 		// random port of loopback, and nobody is let in by it: onlyPipes.
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, CustomClientAuthentication: onlyPipes{},
 		NoSigs: true, MaxPayload: serverPayload, MaxPending: routePending,
-		Routes: routes,
+		Routes: e.routesTo(o.Routes),
 		Cluster: server.ClusterOpts{
 			Name: subjectCell(o.Cell), Host: host, Port: port, Advertise: o.Advertise,
 			Username: user, Password: password, AuthTimeout: 5,
@@ -129,7 +130,8 @@ func Embed(o EmbedOptions) (*Embedded, error) {
 			Compression:    server.CompressionOpts{Mode: server.CompressionOff},
 			PingInterval:   routePing, MaxPingsOut: 2, WriteDeadline: routeWrite,
 		},
-	})
+	}
+	srv, err := server.NewServer(e.opts.Clone())
 	if err != nil {
 		return nil, fmt.Errorf("bus: embed NATS: %w", err)
 	}
@@ -140,13 +142,39 @@ func Embed(o EmbedOptions) (*Embedded, error) {
 		srv.WaitForShutdown()
 		return nil, fmt.Errorf("bus: NATS does not listen on %s", o.Listen)
 	}
-	e := &Embedded{srv: srv}
+	e.srv = srv
 	e.init(o.Cell, o.Logger, "", nats.InProcessServer(srv))
 	e.after = func() {
 		srv.Shutdown()
 		srv.WaitForShutdown()
 	}
 	return e, nil
+}
+
+func (e *Embedded) routesTo(addrs []string) (out []*url.URL) {
+	for _, a := range addrs {
+		out = append(out, &url.URL{Scheme: "nats", Host: a, User: e.user})
+	}
+	return out
+}
+
+// AddRoutes looks for other nodes' buses at more addresses (HOST:PORT), as if they had been given to Embed.
+func (e *Embedded) AddRoutes(addrs ...string) error {
+	e.routing.Lock()
+	defer e.routing.Unlock()
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a string) bool {
+		return slices.ContainsFunc(e.opts.Routes, func(u *url.URL) bool { return u.Host == a })
+	})
+	if len(addrs) == 0 {
+		return nil
+	}
+	next := e.opts.Clone()
+	next.Routes = append(next.Routes, e.routesTo(addrs)...)
+	if err := e.srv.ReloadOptions(next.Clone()); err != nil {
+		return fmt.Errorf("bus: add routes: %w", err)
+	}
+	e.opts = next
+	return nil
 }
 
 // Addr is where other nodes' routes arrive.

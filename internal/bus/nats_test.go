@@ -92,6 +92,51 @@ func TestRoutesAreGuarded(t *testing.T) {
 	}
 }
 
+// TestAddRoutes: nodes that know nobody find each other once they are told where to look, and keep those they have.
+func TestAddRoutes(t *testing.T) {
+	t.Parallel()
+	tlsConfig := newAuthority(t).config(t)
+	var wires []*bus.Embedded
+	var buses []*bus.Bus
+	for _, node := range []petrel.NodeID{"a", "b", "c"} {
+		e, err := bus.Embed(bus.EmbedOptions{Node: node, Listen: "127.0.0.1:0", Secret: "s", TLS: tlsConfig, Logger: logger(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := bus.New(bus.Options{Node: node, Heartbeat: 20 * time.Millisecond, DeadAfter: time.Minute}, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.Stop)
+		if err := b.Start(); err != nil {
+			t.Fatal(err)
+		}
+		wires, buses = append(wires, e), append(buses, b)
+	}
+	a := wires[0].Addr()
+	for n, e := range wires[1:] {
+		for range 2 { // the second time it is there
+			if err := e.AddRoutes(a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for len(alive(buses[0])) != n+1 || len(alive(buses[n+1])) != n+1 {
+			<-time.After(5 * time.Millisecond)
+		}
+	}
+	if err := wires[0].AddRoutes(wires[1].Addr(), wires[2].Addr()); err != nil {
+		t.Fatal(err)
+	}
+	if addr := wires[0].Addr(); addr != a {
+		t.Errorf("it listens at %s now, not at %s", addr, a)
+	}
+	for _, b := range buses {
+		for len(alive(b)) != 2 {
+			<-time.After(5 * time.Millisecond)
+		}
+	}
+}
+
 // TestPartitionHeals: a route that was only heard of, and not configured, comes back after a partition.
 func TestPartitionHeals(t *testing.T) {
 	t.Parallel()

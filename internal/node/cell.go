@@ -36,24 +36,29 @@ type cell struct {
 	logger *slog.Logger
 	reg    prometheus.Registerer
 
-	log     atomic.Pointer[raftlog.Log] // once it is open
-	bus     atomic.Pointer[bus.Bus]     // once it is started
-	busTo   string                      // where routes of others arrive; "" with --nats
-	public  atomic.Pointer[string]      // address of the public listener, once people are let in
-	began   time.Time
-	admin   string
-	load    func() bus.Load
-	drain   func() // this node leaves, without waiting for it
-	leaving func() bool
-	fail    func(error)
-	removed func() // the cell says that this node is no member of it any more
+	log   atomic.Pointer[raftlog.Log] // once it is open
+	bus   atomic.Pointer[bus.Bus]     // once it is started
+	busTo string                      // where routes of others arrive; "" with --nats
+	// Set by wire, as busTo is; nil with --nats.
+	embedded *bus.Embedded
+	public   atomic.Pointer[string] // address of the public listener, once people are let in
+	began    time.Time
+	admin    string
+	load     func() bus.Load
+	drain    func() // this node leaves, without waiting for it
+	leaving  func() bool
+	fail     func(error)
+	removed  func() // the cell says that this node is no member of it any more
 
 	readable atomic.Int32 // the feature level that every member can read
 
 	handing sync.Mutex // held while leadership is handed over
 
-	mu    sync.Mutex // guards known
+	relocated bool // the log knows this node at another address
+
+	mu    sync.Mutex // guards known and moved
 	known map[petrel.NodeID]knownNode
+	moved map[petrel.NodeID]relocation
 	bg    sync.WaitGroup
 	ctx   context.Context //nolint:containedctx // the lifetime of the service
 	stop  context.CancelFunc
@@ -61,7 +66,7 @@ type cell struct {
 
 // openCell opens the port between nodes. Nobody is served yet: streams that come are refused and dialled again.
 func openCell(ctx context.Context, cfg *Config, self membership, logger *slog.Logger, reg prometheus.Registerer) (c *cell, err error) {
-	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}}
+	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}, moved: map[petrel.NodeID]relocation{}}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.readable.Store(1) // until it was looked at
 	if c.secret, err = loadCellSecret(cfg.Data, cfg.CellSecretFile, self.Origin == joined); err != nil {
@@ -96,7 +101,7 @@ func advertised(addr string) string {
 }
 
 // network is the part of the port that the shard's group uses.
-func (c *cell) network() raftlog.Network { return c.port.Group(0) }
+func (c *cell) network() raftlog.Network { return movable{c.port.Group(0), c} }
 
 // startBus joins the bus of the cell. The nodes known by now are where its routes begin; others find this one.
 func (c *cell) startBus() error {
@@ -133,7 +138,7 @@ func (c *cell) wire() (bus.Wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.busTo = e.Addr()
+	c.embedded, c.busTo = e, e.Addr()
 	if a := advertised(addr); a != "" {
 		c.busTo = a
 	}
@@ -188,6 +193,9 @@ func (c *cell) serve() error {
 		return err
 	}
 	c.port.Handle(cellProtocol, func(conn net.Conn, from petrel.NodeID) { c.answer(conn, from) })
+	if c.relocated {
+		c.bg.Go(c.relocate)
+	}
 	return nil
 }
 
@@ -258,7 +266,7 @@ func (c *cell) learn(nodes []knownNode) {
 
 func (c *cell) saveLocked() {
 	known := make([]knownNode, 0, len(c.known)+1)
-	known = append(known, knownNode{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo, Feature: FeatureLevel})
+	known = append(known, c.here())
 	for _, k := range c.known {
 		known = append(known, k)
 	}
@@ -306,15 +314,7 @@ func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 	case i >= 0 && c.answersAs(ctx, st.Members[i].Addr, c.self.Member):
 		return errors.New(twinSentence(c.self.Member, st.Members[i].Addr))
 	case i >= 0: // the leader looks for this node where it was; it may itself wait for this node's vote
-		c.bg.Go(func() {
-			switch err := c.askIn(c.ctx); {
-			case err == nil || c.ctx.Err() != nil:
-			case petrel.CodeOf(err) == petrel.CodeNotFound:
-				c.removed()
-			default:
-				c.logger.Error("the cell does not take this node's new address", "error", err)
-			}
-		})
+		c.relocated = true
 		return nil
 	case c.self.Origin == founded && len(st.Members) == 0:
 		return nil
@@ -325,7 +325,7 @@ func (c *cell) admit(ctx context.Context, log raftlog.Log) error {
 }
 
 func errRemoved(m petrel.NodeID) error {
-	return fmt.Errorf("this node (%s) was removed from its cell: it stops. To have it taken in again, start it with --join, or begin with an empty folder", m)
+	return fmt.Errorf("%wthis node (%s) was removed from its cell: it stops. To have it taken in again, start it with --join, or begin with an empty folder", quiet{ErrFatal}, m)
 }
 
 // askIn asks every node that is known, again and again, until the leader has entered this one.
@@ -341,7 +341,7 @@ func (c *cell) askIn(ctx context.Context) error {
 	case len(targets) == 0:
 		return errors.New("this node belongs to a cell and knows none of its nodes; name one with --join")
 	}
-	ask := cellRequest{Op: opJoin, Member: c.self.Member, Peer: c.port.Addr(), Feature: FeatureLevel}
+	ask := cellRequest{Op: opJoin, Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo, Feature: FeatureLevel}
 	ask.Moved = c.cfg.Join == "" && isMember(c.status().Members, c.self.Member)
 	var said time.Time
 	for rounds := 1; ; rounds++ {
@@ -357,6 +357,7 @@ func (c *cell) askIn(ctx context.Context) error {
 			if permanent(last) {
 				return fmt.Errorf("the cell does not take this node in: %w", last)
 			}
+			c.meet(ctx, addr)
 			if why := c.whyHopeless(addr, last); why != "" {
 				last = errors.New(why)
 			} else {

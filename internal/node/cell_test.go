@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/apply"
+	"github.com/petrel-chat/petrel/internal/bus"
 	"github.com/petrel-chat/petrel/internal/bus/bustest"
 	"github.com/petrel-chat/petrel/internal/chat"
 	"github.com/petrel-chat/petrel/internal/command"
@@ -289,6 +291,68 @@ func TestJoinInVain(t *testing.T) {
 	c := &cell{cfg: &self, port: n1.cell.port}
 	if err := c.askIn(t.Context()); err == nil || !strings.Contains(err.Error(), "names this node itself") {
 		t.Errorf("a node that joins itself: %v", err)
+	}
+}
+
+// TestAllMove: nodes that all have other addresses at once find each other by --join, elect a leader, and have the log and
+// the bus know them where they are; and again, back to where they were.
+func TestAllMove(t *testing.T) {
+	t.Parallel()
+	places := []string{bustest.Loopback(t), bustest.Loopback(t)}
+	at := func(cfg Config, place string) Config {
+		cfg.Peer, cfg.Bus = fmt.Sprintf("%s:76%s0", place, cfg.Name[1:]), fmt.Sprintf("%s:76%s1", place, cfg.Name[1:])
+		return cfg
+	}
+	var cfgs []Config
+	nodes := make([]*Node, 3)
+	for i := range nodes {
+		cfg := at(cellConfig(t, fmt.Sprint("n", i+1)), places[0])
+		if i > 0 {
+			cfg = joining(cfg, cfgs[0], cfgs[0].Peer)
+		}
+		cfgs = append(cfgs, cfg)
+		nodes[i] = startNode(t, cfg)
+	}
+	until(t, "three voters", func() bool { return voters(t, nodes[2]) == 3 })
+	app := createApp(t, nodes[0])
+	for move := 1; move <= 2; move++ {
+		var all []string
+		for i := range cfgs {
+			cfgs[i] = at(cfgs[i], places[move%2])
+			all = append(all, cfgs[i].Peer)
+		}
+		for _, n := range nodes {
+			if err := n.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var starting sync.WaitGroup
+		for i := range cfgs {
+			cfgs[i].Join = strings.Join(all, ",")
+			starting.Go(func() {
+				n, err := Open(t.Context(), Options{Config: cfgs[i]})
+				if err == nil {
+					err = n.Start(t.Context())
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				nodes[i] = n
+			})
+		}
+		starting.Wait()
+		if t.Failed() {
+			t.FailNow()
+		}
+		do(t, nodes[0], app.ID, chat.CreateRoom{ID: petrel.RoomID(fmt.Sprint("after-", move)), Kind: event.RoomOpen})
+		for i, n := range nodes {
+			t.Cleanup(func() { _ = n.Stop() })
+			until(t, fmt.Sprintf("n%d knows and hears all where they are", i+1), func() bool {
+				info, err := n.Cell(t.Context())
+				return err == nil && info.Leader != "" && !slices.ContainsFunc(info.Nodes, func(m NodeInfo) bool { return !m.Alive || !slices.Contains(all, m.Peer) }) &&
+					len(n.cell.peers()) == 2 && !slices.ContainsFunc(n.cell.peers(), func(p bus.Peer) bool { return !p.Alive })
+			})
+		}
 	}
 }
 

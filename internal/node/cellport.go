@@ -39,6 +39,7 @@ type cellRequest struct {
 	Op      cellOp        `json:"op"`
 	Member  petrel.NodeID `json:"member,omitempty"`
 	Peer    string        `json:"peer,omitempty"`
+	Bus     string        `json:"bus,omitempty"`
 	Feature int           `json:"feature,omitempty"`
 	Force   bool          `json:"force,omitempty"`
 	Moved   bool          `json:"moved,omitempty"` // of opJoin: it is a member and has another address now; not_found if it was removed
@@ -165,7 +166,7 @@ func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
 		c.drain()
 		return cellReply{}, nil
 	case opWho:
-		return cellReply{Member: c.self.Member}, nil
+		return cellReply{Member: c.self.Member, Nodes: []knownNode{c.here()}}, nil
 	}
 	log := c.log.Load()
 	if log == nil {
@@ -173,9 +174,12 @@ func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
 	}
 	st := (*log).Status()
 	if !st.IsLeader {
+		if q.Op == opJoin {
+			c.met(ctx, knownNode{Member: q.Member, Peer: q.Peer, Bus: q.Bus, Feature: q.Feature})
+		}
 		for _, m := range st.Members {
 			if m.ID == st.Leader && m.Addr != "" {
-				return cellReply{Redirect: m.Addr}, nil
+				return cellReply{Redirect: c.movedTo(m.Addr)}, nil
 			}
 		}
 		return cellReply{}, errNoLeader()
@@ -201,7 +205,7 @@ func (c *cell) carryOut(ctx context.Context, q cellRequest) (cellReply, error) {
 		}
 		return cellReply{}, err
 	}
-	nodes := append([]knownNode{{Member: c.self.Member, Peer: c.port.Addr(), Bus: c.busTo, Feature: FeatureLevel}}, c.knownNodes()...)
+	nodes := append([]knownNode{c.here()}, c.knownNodes()...)
 	for _, m := range st.Members { // also those that were never seen on the bus
 		if !hasNode(nodes, m.ID) {
 			nodes = append(nodes, knownNode{Member: m.ID, Peer: m.Addr})
