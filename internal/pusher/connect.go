@@ -73,7 +73,7 @@ func checkProtocol(q url.Values) *ending {
 		switch {
 		case err != nil || n < 0:
 			return &ending{closeBadVersion, "The library's version is no version: connect with ?protocol=7."}
-		case n < 2: // pusher-js 2 brought protocol 6
+		case n < 1: // pusher-js 1 brought protocol 4
 			return &ending{closeOldProtocol, "This library's protocol is not spoken here any more: use a newer one."}
 		}
 		return nil

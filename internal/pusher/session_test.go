@@ -26,7 +26,7 @@ func TestHandshake(t *testing.T) {
 		{"/app/" + testKey + "?version=x.1", 4006},
 		{"/app/" + testKey + "?protocol=3", 4007},
 		{"/app/" + testKey + "?protocol=8", 4007},
-		{"/app/" + testKey + "?version=1.12", 4007},
+		{"/app/" + testKey + "?version=0.9", 4007},
 		{"/app/" + testKey, 4008},
 		{"/app/" + testKey + "?client=js", 4008},
 	} {
@@ -38,7 +38,7 @@ func TestHandshake(t *testing.T) {
 			t.Errorf("%s: closed with %d, want %d", c.path, end, c.code)
 		}
 	}
-	for _, path := range []string{query, "?protocol=5", "?protocol=6", "?version=8.6.0", "?version=2.0&client=js"} {
+	for _, path := range []string{query, "?protocol=4", "?protocol=5", "?version=1.12", "?protocol=6", "?version=8.6.0", "?version=2.0&client=js"} {
 		w.open("/app/" + testKey + path).want("pusher:connection_established")
 	}
 	a, b := w.dial(), w.dial()

@@ -507,3 +507,10 @@ func (w *site) trigger(body string) {
 		w.t.Fatalf("%d %s", status, text)
 	}
 }
+
+// signedURL is the address of a call that publishes body.
+func (w *site) signedURL(body string) string {
+	sum := md5.Sum([]byte(body))
+	q := fmt.Sprintf("auth_key=%s&auth_timestamp=%d&auth_version=1.0&body_md5=%s", testKey, time.Now().Unix(), hex.EncodeToString(sum[:]))
+	return "/apps/1001/events?" + q + "&auth_signature=" + sign(testSecret, "POST\n/apps/1001/events\n"+q)
+}
