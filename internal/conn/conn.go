@@ -60,6 +60,12 @@ type Drainer interface {
 	OnDrain(c *Conn)
 }
 
+// Coder is what a Handler also implements whose protocol has other numbers for what connections are closed for: the peer is told the number that it returns.
+// It is called under the connection's lock.
+type Coder interface {
+	CloseCode(c CloseCode) CloseCode
+}
+
 // Wire says which bytes a connection speaks.
 type Wire uint8
 
@@ -362,6 +368,9 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	if c.resumed != nil {
 		c.resumed.Broadcast() // the reader must see the peer's close frame
 		c.stream.resume()
+	}
+	if p, ok := c.handler.(Coder); ok {
+		code = p.CloseCode(code)
 	}
 	return c.push(c.stream.goodbye(code, reason))
 }

@@ -44,7 +44,7 @@ type Route struct {
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
 	LongLife bool  // no deadline: a stream
 	Loop     bool  // the handler waits for nothing, or calls conn.Again before: it is answered on a loop of connections
-	Repeats  bool  // a parameter of the query may come several times
+	Repeats  bool  // the handler reads the query itself: parameters may come several times
 	Leaving  bool  // goes on while the node leaves: the handler sees to it that nothing new begins (Admit refuses it)
 }
 
@@ -250,6 +250,9 @@ func wellFormed(r *http.Request, repeats bool) error {
 	if clean := path.Clean("/" + r.URL.Path); clean != r.URL.Path && clean+"/" != r.URL.Path {
 		return petrel.Errorf(petrel.CodeInvalidID, "The path has an empty part, or one that is . or .. alone.")
 	}
+	if repeats {
+		return nil // the handler reads the query itself
+	}
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return petrel.Errorf(petrel.CodeInvalidField, "The query cannot be read. Encode every name and value.")
@@ -258,7 +261,7 @@ func wellFormed(r *http.Request, repeats bool) error {
 		if !utf8.ValidString(name) || slices.ContainsFunc(values, func(v string) bool { return !utf8.ValidString(v) }) {
 			return petrel.Errorf(petrel.CodeInvalidUTF8, "The query is not UTF-8.")
 		}
-		if len(values) > 1 && !repeats {
+		if len(values) > 1 {
 			return petrel.Errorf(petrel.CodeInvalidField, "A query parameter comes twice.")
 		}
 	}

@@ -20,7 +20,8 @@ const (
 	closeNoProtocol   conn.CloseCode = 4008 // no version was named
 	closeUnauthorized conn.CloseCode = 4009 // not authorized, not in time, or terminated
 	closeBadFrames    conn.CloseCode = 4010 // ours: frames that cannot be read; the client has a bug
-	closeOverCapacity conn.CloseCode = 4100 // this node is at its limits
+	closeOverCapacity conn.CloseCode = 4100 // this node is at its limits, or the client read too slowly
+	closeNoPong       conn.CloseCode = 4201 // nothing was heard, not even a pong
 )
 
 // Codes that are told in pusher:error alone, never at the end of a connection: pusher-js would stay away for good.

@@ -162,14 +162,16 @@ func (e *trigger) check(set *identity.Settings) error {
 	case e.SocketID != "" && !isSocketID(e.SocketID):
 		return petrel.Errorf(petrel.CodeInvalidField, "The socket_id is not two numbers with a dot between them.")
 	}
-	for i, name := range e.Channels {
+	once := e.Channels[:0]
+	for _, name := range e.Channels {
 		if err := checkChannel(name, set); err != nil {
 			return err
 		}
-		if slices.Contains(e.Channels[:i], name) {
-			return petrel.Errorf(petrel.CodeInvalidField, "The event names the channel %s twice.", name)
+		if !slices.Contains(once, name) {
+			once = append(once, name)
 		}
 	}
+	e.Channels = once
 	if err := checkName(e.Name, set); err != nil {
 		return err
 	}

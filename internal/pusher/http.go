@@ -15,7 +15,8 @@ import (
 
 // mountHTTP adds the routes of the HTTP API.
 func (s *Server) mountHTTP() {
-	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true}
+	// No deadline of the gateway's: reading has one, publishing waits for nobody, and what asks other nodes bounds that itself.
+	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true, LongLife: true}
 	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
 		s.opt.Gateway.Handle(pattern, route, s.call(do))
 		method, path, _ := strings.Cut(pattern, " ")
@@ -126,14 +127,16 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit i
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	tooLarge := petrel.Errorf(petrel.CodeTooLarge, "The body is larger than %d bytes.", limit)
+	tooLarge := func() error {
+		return petrel.Errorf(petrel.CodeTooLarge, "The body is larger than %d bytes.", limit)
+	}
 	if r.ContentLength > limit {
 		w.Header().Set("Connection", "close") // rather than read it to keep the connection
-		return tooLarge
+		return tooLarge()
 	}
 	if _, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
 		if mbe := (*http.MaxBytesError)(nil); errors.As(err, &mbe) {
-			return tooLarge
+			return tooLarge()
 		}
 		return petrel.Errorf(petrel.CodeInvalidJSON, "The body did not arrive whole and in time.").Because(err)
 	}

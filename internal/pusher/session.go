@@ -58,7 +58,21 @@ func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (con
 	return conn.Config{ID: c.id, Heartbeat: conn.Heartbeat{Interval: c.beat, Grace: s.opt.Grace, Epoch: 1}}, c
 }
 
-var _ conn.Handler = (*session)(nil)
+var (
+	_ conn.Handler = (*session)(nil)
+	_ conn.Coder   = (*session)(nil)
+)
+
+// CloseCode implements conn.Coder: what Pusher calls the reasons that every connection may be closed for.
+func (*session) CloseCode(c conn.CloseCode) conn.CloseCode {
+	switch c {
+	case conn.CloseSilent:
+		return closeNoPong
+	case conn.CloseSlow:
+		return closeOverCapacity // it comes back after a second
+	}
+	return c
+}
 
 func (c *session) settings() *identity.Settings { return c.s.opt.Apps.Settings(c.app) }
 
@@ -78,28 +92,26 @@ func (c *session) OnOpen(cn *conn.Conn) {
 // OnMessage implements conn.Handler.
 func (c *session) OnMessage(_ *conn.Conn, payload []byte) {
 	c.slowDown()
+	name := "unreadable"
 	f, err := parseFrame(payload)
-	name := f.Event
 	if err == nil {
 		name, err = c.handle(&f)
+	} else if c.bad++; c.bad >= maxBadFrames {
+		defer c.conn.Close(closeBadFrames, "Too many frames could not be read.")
 	}
 	result := "ok"
 	if err != nil {
 		result = "refused"
 		c.refuse(err)
 	}
-	if err != nil && name == "" {
-		name = "unreadable"
-		if c.bad++; c.bad >= maxBadFrames {
-			c.conn.Close(closeBadFrames, "Too many frames could not be read.")
-		}
-	}
 	c.s.metrics.frames.WithLabelValues(name, result).Inc()
 }
 
-// slowDown reads on only when the connection's rate of frames allows it: a flood waits in its sender's own socket.
+// slowDown reads on only when the connection's rate of frames allows it: a flood waits in its sender's own socket. What the app allows of
+// client events is never slowed.
 func (c *session) slowDown() {
 	r := c.s.opt.FrameRate
+	r.PerSecond = max(r.PerSecond, float64(2*c.settings().MaxClientEvents))
 	ok, wait := c.rate.Take(r, time.Now(), 1)
 	if ok {
 		return
@@ -108,7 +120,7 @@ func (c *session) slowDown() {
 	time.AfterFunc(wait, c.conn.Resume)
 }
 
-// handle does what a frame asks for, and returns the name under which it is counted: "" for one that is not of the protocol.
+// handle does what a frame asks for, and returns the name under which it is counted.
 func (c *session) handle(f *clientFrame) (name string, err error) {
 	switch f.Event {
 	case "pusher:ping":
@@ -122,7 +134,7 @@ func (c *session) handle(f *clientFrame) (name string, err error) {
 		err = c.signin(f)
 	default:
 		if !strings.HasPrefix(f.Event, "client-") {
-			return "", refuse(0, "There is no event %.60q for clients to send.", f.Event)
+			return "unknown", refuse(0, "There is no event %.60q for clients to send.", f.Event)
 		}
 		return "client", c.clientEvent(f)
 	}

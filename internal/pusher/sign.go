@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -27,7 +28,7 @@ type params []param
 
 // parseParams reads a query. It is what the signature is over, so nothing is left out but the signature itself.
 func parseParams(raw string) (ps params, signature string, err error) {
-	bad := petrel.Errorf(petrel.CodeInvalidField, "The query cannot be read. Encode every name and value.")
+	ps = make(params, 0, 8)
 	for raw != "" {
 		var pair string
 		pair, raw, _ = strings.Cut(raw, "&")
@@ -35,11 +36,10 @@ func parseParams(raw string) (ps params, signature string, err error) {
 			continue
 		}
 		name, value, _ := strings.Cut(pair, "=")
-		if name, err = url.QueryUnescape(name); err != nil {
-			return nil, "", bad
-		}
-		if value, err = url.QueryUnescape(value); err != nil {
-			return nil, "", bad
+		name, nameErr := url.QueryUnescape(name)
+		value, valueErr := url.QueryUnescape(value)
+		if nameErr != nil || valueErr != nil || !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return nil, "", petrel.Errorf(petrel.CodeInvalidField, "The query cannot be read. Write every name and value in UTF-8, and encode it.")
 		}
 		if name = strings.ToLower(name); name == "auth_signature" {
 			if signature != "" {
