@@ -89,27 +89,33 @@ func (c *session) signin(f *clientFrame) error {
 	if err != nil {
 		return err
 	}
-	again, err := c.signedIn(user)
-	if err != nil {
-		return err
-	}
-	c.conn.CloseAt(time.Time{}, 0, "")
 	answer := `{"user_data":` + quoted(in.UserData) + `}`
-	c.send(append(appendQuoted(append(make([]byte, 0, 64+2*len(answer)), `{"event":"pusher:signin_success","data":`...), answer), '}'))
-	if again {
+	success := append(appendQuoted(append(make([]byte, 0, 64+2*len(answer)), `{"event":"pusher:signin_success","data":`...), answer), '}')
+	w := &watchlist{c: c, online: map[petrel.UserID]bool{}}
+	limit := c.settings().MaxWatchlist
+	over := len(data.Watchlist) > limit
+	again, err := c.signedIn(user, func() {
+		c.send(success)
+		if over {
+			c.refuse(refuse(errWatchlist, "The watchlist is longer than %d users: the first ones are watched.", limit))
+		}
+		w.begin()
+	})
+	switch {
+	case err != nil:
+		return err
+	case again:
+		c.send(success)
 		return nil
 	}
-	limit := c.settings().MaxWatchlist
-	if over := len(data.Watchlist) > limit; over {
-		data.Watchlist = data.Watchlist[:limit]
-		defer c.refuse(refuse(errWatchlist, "The watchlist is longer than %d users: the first ones are watched.", limit))
-	}
-	c.watch(data.Watchlist)
+	c.conn.CloseAt(time.Time{}, 0, "")
+	w.watch(data.Watchlist[:min(len(data.Watchlist), limit)])
 	return nil
 }
 
-// signedIn makes the connection the user's. It is one user's for its whole life.
-func (c *session) signedIn(user petrel.UserID) (again bool, err error) {
+// signedIn makes the connection the user's. It is one user's for its whole life. admitted is called, under a lock of the hub, when the user counts as
+// online; perhaps after it returned.
+func (c *session) signedIn(user petrel.UserID, admitted func()) (again bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -121,7 +127,7 @@ func (c *session) signedIn(user petrel.UserID) (again bool, err error) {
 		return false, refuse(0, "This connection is signed in as another user already: open a new one.")
 	}
 	here, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.UserChannel(c.app, user), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
+		Channel: petrel.UserChannel(c.app, user), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn), Admitted: admitted,
 	})
 	if err != nil {
 		return false, err
@@ -145,30 +151,39 @@ type watchlist struct {
 	c     *session
 	stops []func()
 
-	mu      sync.Mutex // guards what follows. Lock order: before the connection's
+	mu      sync.Mutex // guards what follows. Lock order: after the hub's, before the connection's
+	begun   bool       // the client was told that it is signed in
 	missing int        // users of whom nothing was heard yet
 	online  map[petrel.UserID]bool
 }
 
+// begin says that the client may be told. It runs under a lock of the hub.
+func (w *watchlist) begin() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun = true; w.missing == 0 && len(w.online) > 0 {
+		w.tellAll()
+	}
+}
+
 // watch begins to watch users, each once. What cannot be a user is never online.
-func (c *session) watch(ids []string) {
-	w := &watchlist{c: c, online: map[petrel.UserID]bool{}}
+func (w *watchlist) watch(ids []string) {
 	var list []petrel.UserID
 	for _, id := range ids {
 		if user, err := channel.ParseUser(id); err == nil && !slices.Contains(list, user) {
 			list = append(list, user)
 		}
 	}
-	if len(list) == 0 {
-		return
-	}
+	w.mu.Lock()
+	w.missing = len(list)
+	w.mu.Unlock()
+	c := w.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.gone {
+	if c.gone || len(list) == 0 {
 		return
 	}
 	c.account.watch = w
-	w.missing = len(list)
 	for _, user := range list {
 		w.stops = append(w.stops, c.s.opt.Hub.Watch(petrel.UserChannel(c.app, user), func(now hub.Here) { w.heard(user, now.Count > 0) }))
 	}
@@ -180,14 +195,14 @@ func (w *watchlist) heard(user petrel.UserID, online bool) {
 	defer w.mu.Unlock()
 	was, known := w.online[user]
 	w.online[user] = online
+	first := !known && w.missing > 0
+	if first {
+		w.missing--
+	}
 	switch {
-	case w.missing > 0:
-		if !known {
-			w.missing--
-		}
-		if w.missing == 0 {
-			w.tellAll()
-		}
+	case !w.begun || w.missing > 0:
+	case first:
+		w.tellAll()
 	case was != online:
 		w.c.send(watchlistEvents(map[bool][]petrel.UserID{online: {user}}))
 	}
