@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/petrel-chat/petrel/internal/gateway"
 )
 
 func TestTrigger(t *testing.T) {
@@ -112,7 +114,8 @@ func TestTriggerRefused(t *testing.T) {
 // TestSignatures: nothing is done for a call that the app's backend did not sign.
 func TestSignatures(t *testing.T) {
 	t.Parallel()
-	w := newSite(t, nil)
+	now := time.Now().Truncate(time.Second)
+	w := newSite(t, func(o *Options, _ *gateway.Options) { o.Now = func() time.Time { return now } })
 	p := w.dial()
 	p.join("a", "")
 	base := signedCall{method: "POST", path: "/apps/1001/events", body: `{"name":"n","channels":["a"],"data":"x"}`}
@@ -145,10 +148,10 @@ func TestSignatures(t *testing.T) {
 		"other secret":      {with(func(c *signedCall) { c.key, c.secret = testKey, "guess" }), 401},
 		"other path":        {with(func(c *signedCall) { c.bend = func(q url.Values) { q.Set("more", "1") } }), 401},
 		"cut signature":     {set("auth_signature", "12"), 401},
-		"599 s ago":         {with(func(c *signedCall) { c.at = time.Now().Add(-599 * time.Second) }), 200},
-		"602 s ago":         {with(func(c *signedCall) { c.at = time.Now().Add(-602 * time.Second) }), 401},
-		"in 599 s":          {with(func(c *signedCall) { c.at = time.Now().Add(599 * time.Second) }), 200},
-		"in 602 s":          {with(func(c *signedCall) { c.at = time.Now().Add(602 * time.Second) }), 401},
+		"600 s ago":         {with(func(c *signedCall) { c.at = now.Add(-600 * time.Second) }), 200},
+		"601 s ago":         {with(func(c *signedCall) { c.at = now.Add(-601 * time.Second) }), 401},
+		"in 600 s":          {with(func(c *signedCall) { c.at = now.Add(600 * time.Second) }), 200},
+		"in 601 s":          {with(func(c *signedCall) { c.at = now.Add(601 * time.Second) }), 401},
 		"no number":         {set("auth_timestamp", "now"), 401},
 		"another method":    {with(func(c *signedCall) { c.method = "PUT" }), 405},
 		"no such call":      {with(func(c *signedCall) { c.path = "/apps/1001/nothing" }), 404},
