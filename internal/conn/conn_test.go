@@ -158,6 +158,54 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
+// TestPingFlood: pings are answered, and a peer that sends nothing else, and much of it, is sent away. One that does not read the
+// answers costs no more than its queue.
+func TestPingFlood(t *testing.T) {
+	t.Parallel()
+	for name, reads := range map[string]bool{"reads": true, "does not read": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				tab := NewTable(Options{})
+				defer tab.Stop()
+				tab.Start()
+				server, client := net.Pipe()
+				rec := newRecorder()
+				c := tab.OpenWebSocket(server, nil, Config{}, rec)
+				go func() {
+					for _, op := range []ws.OpCode{ws.OpPing, ws.OpPong} {
+						for range 10 { // as often as is allowed
+							if _, err := client.Write(bytes.Repeat(clientFrame(true, op, []byte("p")), maxControls)); err != nil {
+								return
+							}
+							pass(time.Second)
+						}
+					}
+					for range 10 * maxControls {
+						if _, err := client.Write(clientFrame(true, ws.OpPing, bytes.Repeat([]byte("x"), 125))); err != nil {
+							return
+						}
+					}
+				}()
+				if reads {
+					if got := readClose(t, client); got != CloseOverloaded {
+						t.Errorf("closed with %s", got.format())
+					}
+				} else {
+					pass(time.Minute)
+				}
+				if n := c.Stats().QueuedFrames; n > 11*maxControls+1 {
+					t.Errorf("%d frames wait", n)
+				}
+				client.Close()
+				if got := rec.code(t.Context(), t); got != CloseOverloaded && (reads || got != CloseAbnormal) {
+					t.Errorf("OnClose %s", got.format())
+				}
+			})
+		})
+	}
+}
+
 func TestSlowReaderIsClosedAsSlow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -193,7 +193,13 @@ type inbound struct {
 	s    *socket
 	p    parser
 	deaf bool // the peer broke the protocol or said goodbye: read on only to see the end
+
+	second   int64 // of the clock, in which controls were counted
+	controls int
 }
+
+// maxControls is how many pings and pongs of one peer are read in a second. They bring nothing, and no Handler sees them to slow them down.
+const maxControls = 200
 
 func (in *inbound) feed(b []byte) {
 	if in.deaf {
@@ -223,6 +229,13 @@ func (in *inbound) text(payload []byte) (more bool) {
 // control implements sink.
 func (in *inbound) control(op ws.OpCode, payload []byte) {
 	if in.deaf {
+		return
+	}
+	if now := in.c.heard.Load() / int64(time.Second); now != in.second {
+		in.second, in.controls = now, 0
+	}
+	if in.controls++; in.controls > maxControls {
+		in.fail(failure{CloseOverloaded, "Too many pings in a second."})
 		return
 	}
 	switch op {

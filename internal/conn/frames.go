@@ -119,11 +119,15 @@ type parser struct {
 	inside bool  // the header is complete, the payload is not
 	got    int64 // bytes of the payload so far
 	frag   bool  // a fragmented message is open
+	pieces int   // frames of it
 	msg    []byte
 	ctl    []byte // payload of an unfinished control frame
 	rd     bytes.Reader
 	buf    [ws.MaxHeaderSize]byte // scratch of ws.ReadHeaderBuffer
 }
+
+// maxPieces is how many frames one message may come in: empty ones would never reach its limit in bytes.
+const maxPieces = 4096
 
 // keepMessage is the largest buffer a parser keeps for the next message.
 const keepMessage = 2 << 10
@@ -212,6 +216,11 @@ func (p *parser) check(size int) *failure {
 	if !p.h.OpCode.IsControl() && p.h.Length > int64(p.limit-len(p.msg)) {
 		return &failure{CloseTooBig, "A message may have at most " + strconv.Itoa(p.limit) + " bytes."}
 	}
+	if !p.h.OpCode.IsControl() {
+		if p.pieces++; p.pieces > maxPieces {
+			return &failure{CloseTooBig, "A message may come in at most " + strconv.Itoa(maxPieces) + " frames."}
+		}
+	}
 	return nil
 }
 
@@ -242,6 +251,7 @@ func (p *parser) payload(piece []byte, out sink) (more bool, fail *failure) {
 	if p.frag = !p.h.Fin; p.frag {
 		return true, nil
 	}
+	p.pieces = 0
 	if p.msg = p.msg[:0]; cap(p.msg) > keepMessage {
 		p.msg = nil
 	}

@@ -72,6 +72,8 @@ func TestParser(t *testing.T) {
 		"huge declared":    {[]byte{0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4}, found{Fail: CloseTooBig}},
 		"length msb":       {[]byte{0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4}, found{Fail: CloseProtocol}},
 		"padded length":    {[]byte{0x81, 0xfe, 0, 1, 1, 2, 3, 4, 'a'}, found{Fail: CloseProtocol}},
+		"too many pieces":  {join(clientFrame(false, ws.OpText, nil), bytes.Repeat(clientFrame(false, ws.OpContinuation, nil), maxPieces)), found{Fail: CloseTooBig}},
+		"many pieces":      {join(bytes.Repeat(join(clientFrame(false, ws.OpText, []byte("a")), bytes.Repeat(clientFrame(false, ws.OpContinuation, nil), maxPieces-2), clientFrame(true, ws.OpContinuation, nil)), 2)), found{Texts: []string{"a", "a"}}},
 		"exactly the most": {text(strings.Repeat("x", 1000)), found{Texts: []string{strings.Repeat("x", 1000)}}},
 	} {
 		t.Run(name, func(t *testing.T) {
