@@ -282,7 +282,7 @@ func (c *simClient) join(conn *simConn, b *simSub) {
 	}
 	b.queue = &simQueue{
 		capacity: 8, delay: c.delay,
-		read: func(f simFrame) { c.read(conn, f) }, lost: func(why string) { c.lostBy(conn, why) },
+		read: func(f simFrame) { c.read(conn, b, f) }, lost: func(why string) { c.lostBy(conn, why) },
 	}
 	b.queue.apart = &simQueue{capacity: 16, delay: c.delay, read: b.queue.read}
 	sub, err := b.node.hub.Subscribe(hub.Request{
@@ -301,12 +301,12 @@ func (c *simClient) join(conn *simConn, b *simSub) {
 	c.s.noteLocked("%s begins", b)
 }
 
-// read takes a frame from the connection.
-func (c *simClient) read(conn *simConn, f simFrame) {
+// read takes a frame of a subscription from the connection. What still comes of one that the client has ended is before
+// the answer to its next one, so that it takes neither for the other.
+func (c *simClient) read(conn *simConn, b *simSub, f simFrame) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	b := c.subs[f.room]
-	if c.conn != conn || b == nil {
+	if c.conn != conn || c.subs[f.room] != b {
 		return // it has left meanwhile
 	}
 	about := ""

@@ -339,7 +339,8 @@ func (r *Replica) receive(from petrel.NodeID, msg message) (match, term uint64) 
 	}
 	r.follow(msg.term, from)
 	theirs := msg.disk
-	if theirs.base > r.d.last() { // far behind: what lies between is in the snapshot only
+	if theirs.base > r.d.last() || theirs.base > r.d.base && r.d.at(theirs.base).term != theirs.baseTerm {
+		// Far behind, or with another end where they have a snapshot: what lies between is only in that.
 		theirs.number, theirs.entries = r.d.number, slices.Clone(theirs.entries)
 		*r.d = theirs
 	} else {
