@@ -30,7 +30,8 @@
 // A Handler is called on the one goroutine that delivers; while it waits, the inbox fills and then drops,
 // counted. A node that is silent for DeadAfter is reported dead within a quarter of a second; one that
 // stops says so, and is gone at once. A node that comes back under its name with another incarnation is a
-// new life: its sequences begin at 1.
+// new life: its sequences begin at 1. Listen takes effect at another node at the latest when that node has answered a Request that
+// was made after Listen returned.
 //
 // Tried and left out: JetStream (it writes to disk, and is slower than the log), a subject per channel
 // (interest would grow with channels instead of staying at 1,024), NATS' own request/reply (its inboxes

@@ -15,6 +15,10 @@ func (n *Node) pusherHub(o hub.Options) hub.Options {
 	o.Last = channel.NewCache(channel.CacheOptions{TTL: func(app petrel.AppID) time.Duration {
 		return time.Duration(n.directory.Settings(app).CacheTTL) * time.Second
 	}})
+	// Other nodes hear of every change in the number of subscriptions only where somebody wants to; who asks is told in any case.
+	o.Reported = func(ch petrel.Channel) bool {
+		return n.directory.Settings(ch.App).SubscriptionCount || len(n.directory.Hooks(ch.App)) > 0
+	}
 	return pusher.HubOptions(o)
 }
 
@@ -41,6 +45,7 @@ func (n *Node) mountPusher(p *publicSide) {
 
 // pusherAppChanged is appChanged for connections of Pusher clients.
 func (n *Node) pusherAppChanged(app petrel.AppID) {
+	n.hub.Reconsider() // what is told to other nodes hangs on settings and webhooks
 	if s := n.pusher.Load(); s != nil {
 		s.AppChanged(app)
 	}

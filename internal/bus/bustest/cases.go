@@ -115,6 +115,24 @@ func counted(t *testing.T, c *cell) {
 	}
 }
 
+// answered: a request goes the way that the wish to listen went, and not before it. What the other node publishes once it has answered is heard,
+// without a first message that shows the way.
+func answered(t *testing.T, c *cell) {
+	a, b, z := c.three(bus.Options{})
+	for i := range 200 {
+		k := bus.Bucket(100 + i) //nolint:gosec // small
+		stop := a.listen(k)
+		for _, n := range []*node{b, z} {
+			if _, err := a.Request(t.Context(), n.id, kindEcho, nil); err != nil {
+				t.Fatal(err)
+			}
+			n.publish(k, kindTest, i)
+			a.expect(k, n.id, i)
+		}
+		stop()
+	}
+}
+
 func repaired(_ *testing.T, c *cell) {
 	a, b, z := c.three(bus.Options{})
 	defer b.listen(9)()

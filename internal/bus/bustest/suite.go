@@ -38,6 +38,7 @@ func Run(t *testing.T, system func(t *testing.T) System) {
 		{"a long gap is repaired in parts", repairedLong},
 		{"what cannot be repaired is counted", lost},
 		{"who comes late begins at the head", late},
+		{"who listened before an answer hears what is published after it", answered},
 		{"a restart is a new life", restart},
 		{"requests", requests},
 		{"requests are bounded", bounded},
