@@ -4,8 +4,10 @@ import (
 	"context"
 	"io"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/effect"
@@ -115,4 +117,47 @@ func TestJobsGoOnAfterARestart(t *testing.T) {
 	if jobs, attempts := w.attempts(); jobs != 2 || attempts != 4 {
 		t.Errorf("%d event ids in %d attempts, want 2 in 4", jobs, attempts)
 	}
+}
+
+// BenchmarkJobs is jobs per second on one node, from queueing until their end is in the log: trivial ones, of four apps.
+func BenchmarkJobs(b *testing.B) {
+	done := effect.HandlerFunc(func(context.Context, job.Job, int) error { return nil })
+	cfg := DefaultConfig()
+	cfg.Data, cfg.Listen, cfg.Admin = b.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
+	n, err := Open(b.Context(), Options{Config: cfg, Jobs: map[string]effect.Handler{"test": done}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = n.Stop() })
+	if err := n.Start(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	ended := func() (all uint64) {
+		ledgers, err := n.JobLedgers(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, l := range ledgers {
+			all += l.Done
+		}
+		return all
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	b.ResetTimer()
+	for i := 0; i < b.N; {
+		jobs := make([]job.New, min(100, b.N-i))
+		for k := range jobs {
+			jobs[k] = job.New{Kind: "test", Target: strconv.Itoa(k % 2), Body: []byte(`{"a":1}`)}
+		}
+		app := petrel.AppID(strconv.Itoa(1001 + i/100%4))
+		if _, err := n.Desk().Do(b.Context(), petrel.Actor{Kind: petrel.ActorSystem, App: app}, command.Meta{}, job.Enqueue{Jobs: jobs}); err != nil {
+			b.Fatal(err)
+		}
+		i += len(jobs)
+	}
+	for ended() < uint64(b.N) { //nolint:gosec // positive
+		<-tick.C
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
 }
