@@ -63,6 +63,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, progress io.Writ
 
 // generate does one job.
 func generate(ctx context.Context, in io.Reader, out, said io.Writer) error {
+	runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(4 << 30)
 	var job load.Job

@@ -4,12 +4,19 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/petrel-chat/petrel/bench/peers/load"
 	"github.com/petrel-chat/petrel/internal/petreltest"
@@ -112,6 +119,87 @@ func TestFailuresAreTold(t *testing.T) {
 		if i < 0 || b.report.Runs[i].Error == "" || want != "limit" && !strings.Contains(b.report.Runs[i].Error, want) {
 			t.Errorf("%s: %+v", args, b.report.Runs)
 		}
+	}
+}
+
+// TestTLS puts the bare server behind TLS, as a proxy in front of it would.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile, err := selfSigned(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := freePort(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := exec.CommandContext(t.Context(), os.Args[0], "bare", strconv.Itoa(port))
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	})
+	if err := until(t.Context(), &launch{target: load.Target{Addr: local(port)}}); err != nil {
+		t.Fatal(err)
+	}
+	front, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}}) //nolint:noctx // a test's
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() { forward(t.Context(), front, local(port), &running) })
+	t.Cleanup(func() {
+		front.Close()
+		running.Wait()
+	})
+	for _, kind := range []string{load.FanOut, load.Storm} {
+		job := load.Job{
+			Kind: kind, Subscribers: 30, Channels: 1, Lanes: 3, Payload: 128, Window: 10, Settle: 10 * time.Millisecond, Warmup: 10 * time.Millisecond,
+			Measure: 50 * time.Millisecond, Limit: 2 * time.Minute,
+			Target: load.Target{Dialect: "plain", Addr: front.Addr().String(), PID: server.Process.Pid, TLS: true},
+		}
+		ended := make(chan struct{})
+		go func() { // whose thread ends with it
+			defer close(ended)
+			res, err := load.Run(t.Context(), job, func() {})
+			switch {
+			case err != nil:
+				t.Errorf("%s: %v", kind, err)
+			case res.Lost+res.Gaps+res.Disorder+res.Disconnected+res.PublishErrors > 0 || res.Connect.Count != job.Subscribers || kind == load.Storm && res.Storm.NotBack > 0:
+				t.Errorf("%s: %+v", kind, res)
+			}
+		}()
+		<-ended
+	}
+}
+
+// forward hands every connection on, until the listener is closed.
+func forward(ctx context.Context, l net.Listener, addr string, running *sync.WaitGroup) {
+	for {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		running.Go(func() {
+			defer in.Close()
+			out, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				defer in.Close()
+				_, _ = io.Copy(in, out)
+			})
+			_, _ = io.Copy(out, in)
+			out.Close()
+		})
 	}
 }
 

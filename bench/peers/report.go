@@ -113,10 +113,12 @@ func rewrite(args []string, out io.Writer) error {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)
 	}
-	r.write(out)
 	if len(args) == 2 {
-		return r.plot(args[1])
+		if err := r.plot(args[1]); err != nil {
+			return err
+		}
 	}
+	r.write(out)
 	return nil
 }
 

@@ -71,13 +71,12 @@ type loop struct {
 	request    histogram
 }
 
-// Run does a job, and says when its window begins.
+// Run does a job, and says when its window begins. It keeps a processor of GOMAXPROCS to itself.
 func Run(ctx context.Context, job Job, measuring func()) (*Result, error) {
 	if err := job.validate(); err != nil {
 		return nil, err
 	}
-	runtime.GOMAXPROCS(max(2, runtime.NumCPU())) // the loop keeps one to itself
-	runtime.LockOSThread()                       // which is not unlocked: the thread ends with its goroutine
+	runtime.LockOSThread() // which is not unlocked: the thread ends with its goroutine
 	d, err := newDialect(job.Target)
 	if err != nil {
 		return nil, err
