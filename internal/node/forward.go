@@ -18,7 +18,8 @@ import (
 	"github.com/petrel-chat/petrel/internal/pusher"
 )
 
-// httpProtocol is the application protocol (ALPN) of requests that one node forwards to another: HTTP/1.1.
+// httpProtocol is the application protocol (ALPN) of requests that one node forwards to another: HTTP/2, so that many answers that last
+// share one descriptor.
 const httpProtocol = "petrel-http/1"
 
 // Bounds of forwarding.
@@ -26,7 +27,7 @@ const (
 	findWithin    = 500 * time.Millisecond // how long the other nodes are asked for a session
 	maxRemembered = 65_536                 // sessions whose node is remembered
 	maxSessionID  = 300                    // bytes of a name that another node asks for
-	keepIdle      = 64                     // streams to one node that wait for more requests
+	maxShare      = 1_000                  // requests that share a stream between two nodes; more open another
 	keepIdleFor   = time.Minute
 	stuckFor      = 30 * time.Second // a client that takes nothing for so long is cut
 )
@@ -57,7 +58,9 @@ func newForwarder(c *cell, b *bus.Bus, local func() *pusher.Server, logger *slog
 	}, []string{"result"})
 	reg.MustRegister(f.requests)
 	b.Serve(kindSession, f.answer)
-	f.transport = &http.Transport{DialContext: f.dial, MaxIdleConnsPerHost: keepIdle, IdleConnTimeout: keepIdleFor, DisableCompression: true}
+	protocols, shared := new(http.Protocols), &http.HTTP2Config{MaxConcurrentStreams: maxShare}
+	protocols.SetUnencryptedHTTP2(true) // the port has seen to TLS
+	f.transport = &http.Transport{DialContext: f.dial, IdleConnTimeout: keepIdleFor, DisableCompression: true, Protocols: protocols, HTTP2: shared}
 	quiet := slog.NewLogLogger(logger.Handler(), slog.LevelDebug)
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -66,7 +69,7 @@ func newForwarder(c *cell, b *bus.Bus, local func() *pusher.Server, logger *slog
 		},
 		Transport: f.transport, FlushInterval: -1, ErrorLog: quiet, ModifyResponse: f.answered, ErrorHandler: f.failed,
 	}
-	f.server = &http.Server{Handler: http.HandlerFunc(f.serve), ReadHeaderTimeout: stuckFor, ReadTimeout: stuckFor, IdleTimeout: 2 * keepIdleFor, ErrorLog: quiet}
+	f.server = &http.Server{Handler: http.HandlerFunc(f.serve), ReadHeaderTimeout: stuckFor, ReadTimeout: stuckFor, IdleTimeout: 2 * keepIdleFor, ErrorLog: quiet, Protocols: protocols, HTTP2: shared}
 	l := c.port.Listener(httpProtocol)
 	go func() {
 		defer close(f.served)

@@ -24,9 +24,10 @@ func TestSessionsOverHTTPAreForwarded(t *testing.T) {
 	until(t, "the second node knows the app", func() bool { _, err := n2.directory.AppOfKey("petrel-key"); return err == nil })
 	client := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(client.CloseIdleConnections)
+	session := "abcdefgh"
 	post := func(n *Node, path, body string) *http.Response {
 		t.Helper()
-		url := fmt.Sprintf("http://%s/pusher/app/petrel-key/7/abcdefgh/%s?protocol=7&client=js&version=8.6.0", n.Addr(), path)
+		url := fmt.Sprintf("http://%s/pusher/app/petrel-key/7/%s/%s?protocol=7&client=js&version=8.6.0", n.Addr(), session, path)
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
@@ -69,6 +70,22 @@ func TestSessionsOverHTTPAreForwarded(t *testing.T) {
 			t.Fatalf("a stream by the other node brought %q, %v", got, err)
 		}
 	}
+	// Many streams at once, and the owner hears when their clients leave.
+	var many []*http.Response
+	for i := range 30 {
+		session = fmt.Sprint("many", i)
+		poll(n1)
+		many = append(many, post(n2, "xhr_streaming", ""))
+		post(n2, "xhr_send", ping)
+	}
+	for _, resp := range many {
+		if got, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || got != pong {
+			t.Fatalf("one stream of many brought %q, %v", got, err)
+		}
+		resp.Body.Close()
+	}
+	until(t, "the sessions whose clients left have ended", func() bool { return n1.public.conns.Len() == 1 })
+	session = "abcdefgh"
 	if used, _ := n2.public.gateway.Connections(); used != 0 {
 		t.Fatalf("the other node opened %d sessions of its own", used)
 	}
