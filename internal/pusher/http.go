@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/petrel-chat/petrel/internal/conn"
@@ -99,7 +100,17 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request, buf *bytes
 	if err := s.checkClaims(c.app, ps, signature); err != nil {
 		return nil, err
 	}
-	if err := readBody(w, r, buf, maxBody(s.opt.Apps.Settings(c.app))); err != nil {
+	most := maxBody(s.opt.Apps.Settings(c.app))
+	size := r.ContentLength
+	if size < 0 || size > most {
+		size = most
+	}
+	// A key is no secret, so that anybody may make us read a body before its signature is found wrong.
+	defer s.reading.Add(-size)
+	if s.reading.Add(size) > s.opt.MaxReading {
+		return nil, petrel.Errorf(petrel.CodeOverloaded, "This node is reading as many calls as it takes. Come back in a moment.").After(time.Second)
+	}
+	if err := readBody(w, r, buf, most); err != nil {
 		return nil, err
 	}
 	c.body = buf.Bytes()

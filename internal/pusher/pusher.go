@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,6 +66,8 @@ type Options struct {
 	Handshakes limit.Rate
 	// FrameRate bounds the frames of one connection: one that sends more is read more slowly. Default 200 with a burst of 2,000.
 	FrameRate limit.Rate
+	// MaxReading is how many bytes of calls of the HTTP API are read at once; default 128 MiB.
+	MaxReading int64
 
 	// PublicURL is where clients reach this node and no other, "" when there is no such address: sessions over HTTP are then sent there.
 	PublicURL string
@@ -97,6 +100,9 @@ func (o *Options) defaults() {
 	if o.FrameRate == (limit.Rate{}) {
 		o.FrameRate = limit.Rate{PerSecond: 200, Burst: 2_000}
 	}
+	if o.MaxReading <= 0 {
+		o.MaxReading = 128 << 20
+	}
 	if o.OnClientEvent == nil {
 		o.OnClientEvent = func(ClientEvent) error { return nil }
 	}
@@ -117,7 +123,8 @@ type Server struct {
 	metrics    *metrics
 	handshakes *limit.Table[petrel.AppID]
 	users      users
-	bodies     sync.Pool // *bytes.Buffer for what is read of requests
+	reading    atomic.Int64 // bytes of bodies that are being read
+	bodies     sync.Pool    // *bytes.Buffer for what is read of requests
 	fallback   *fallback
 
 	running sync.WaitGroup // goroutines that were begun here

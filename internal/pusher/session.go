@@ -111,6 +111,9 @@ func (c *session) OnMessage(_ *conn.Conn, payload []byte) {
 // client events is never slowed.
 func (c *session) slowDown() {
 	r := c.s.opt.FrameRate
+	if r.Unlimited() {
+		return
+	}
 	r.PerSecond = max(r.PerSecond, float64(2*c.settings().MaxClientEvents))
 	ok, wait := c.rate.Take(r, time.Now(), 1)
 	if ok {
