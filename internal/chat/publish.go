@@ -29,6 +29,11 @@ func Publish(s event.Stamp, ev event.Event, seq uint64) []petrel.Publication {
 	return []petrel.Publication{p}
 }
 
+// Told says what the publication of an event is called, and in which room it is; "" for an event that has none.
+func Told(ev event.Event) (name string, room petrel.RoomID) {
+	return typeOf(ev.EventKind()), roomOf(ev)
+}
+
 func publication(app petrel.AppID, room petrel.RoomID, ev event.Event, by petrel.UserID, at int64, seq uint64, gone int64, index uint64) petrel.Publication {
 	return petrel.Publication{
 		Channel: petrel.RoomChannel(app, room), Seq: seq, Type: typeOf(ev.EventKind()),

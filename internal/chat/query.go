@@ -292,6 +292,19 @@ func Replay(r *projection.Reader, app petrel.AppID, room petrel.RoomID, after ui
 	return replay(r, app, st.room, after, min(limit, MaxPage))
 }
 
+// EventAt returns one event as a replay shows it, also of a room that is gone since. It asks nobody's rights.
+func EventAt(r *projection.Reader, app petrel.AppID, room petrel.RoomID, seq uint64) (p petrel.Publication, found bool, err error) {
+	st, err := loadScene(r, event.Stamp{App: app, Actor: petrel.Actor{Kind: petrel.ActorApp, App: app}}, room, "")
+	if err != nil || st.room.key == 0 || seq == 0 || seq > maxSeq {
+		return petrel.Publication{}, false, err
+	}
+	pubs, _, err := replay(r, app, st.room, seq-1, 1)
+	if err != nil || len(pubs) == 0 {
+		return petrel.Publication{}, false, err
+	}
+	return pubs[0], true, nil
+}
+
 // replay reads exactly the rows that it returns: seqs are dense, so a range of n seqs is n rows of the two tables.
 func replay(r *projection.Reader, app petrel.AppID, room roomRow, after uint64, limit int) ([]petrel.Publication, uint64, error) {
 	head, err := head(r, room.key)

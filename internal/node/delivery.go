@@ -56,6 +56,9 @@ func (n *Node) alone() bool {
 // appChanged is called, on apply's goroutine too, when an app's keys or its suspension changed: connections that
 // would not be let in any more are closed.
 func (n *Node) appChanged(app petrel.AppID) {
+	if n.webhooks.owner != nil {
+		n.webhooks.owner.HooksChanged()
+	}
 	if a := n.api.Load(); a != nil {
 		a.AppChanged(app)
 	}

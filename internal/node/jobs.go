@@ -21,6 +21,7 @@ func (n *Node) openJobs() {
 // jobKinds are the kinds of jobs that this build carries out.
 func (n *Node) jobKinds() (map[string]effect.Handler, map[string]effect.Policy) {
 	kinds, policies := map[string]effect.Handler{}, map[string]effect.Policy{}
+	n.webhookJobs(kinds, policies)
 	for kind, h := range n.opt.Jobs {
 		kinds[kind] = h
 	}

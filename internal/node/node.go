@@ -58,6 +58,8 @@ type Options struct {
 	ScrubEvery time.Duration
 	// Jobs are more kinds of jobs and who carries them out, for tests.
 	Jobs map[string]effect.Handler
+	// WebhookTimes are for tests.
+	WebhookTimes WebhookTimes
 	// Faults are for tests of the checker. nil: none.
 	Faults *Faults
 	// recovers makes this member the only one of its group before the log is opened (recover.go).
@@ -86,6 +88,7 @@ type Node struct {
 	desk      *command.Desk
 
 	jobs      atomic.Pointer[effect.Runner] // of the shard; nil until the desk is there
+	webhooks  webhooks
 	directory *identity.Directory
 
 	adminListener  net.Listener
@@ -244,6 +247,7 @@ func (n *Node) Start(ctx context.Context) error {
 		n.agreement.start()
 	}
 	n.jobs.Load().Start()
+	n.startWebhooks()
 	n.logger.Info("ready", "listen", n.Addr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
 	return n.notice(n.opt.Notice, app, made)
 }
@@ -287,6 +291,7 @@ func (n *Node) Drain(ctx context.Context) {
 		n.cell.announce()
 		defer n.cell.handOver(ctx)
 	}
+	n.restWebhooks()
 	defer n.restJobs(ctx) // before leadership is given away
 	if n.public == nil {
 		return
@@ -328,6 +333,7 @@ func (n *Node) Stop() error {
 			}
 			n.cell.stopServing()
 		}
+		n.stopWebhooks()
 		n.stopJobs()
 		if n.shard != nil {
 			errs = append(errs, n.closeShard())

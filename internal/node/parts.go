@@ -35,6 +35,9 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 	n.hub = n.newHub()
 	n.hearOfUsers(n.hub)
 	n.directory = identity.NewDirectory(identity.DirectoryOptions{Now: n.opt.Faults.now(), OnChange: n.appChanged})
+	if err := n.openWebhooks(); err != nil {
+		return err
+	}
 	n.shard, err = openShard(ctx, shardOptions{
 		opened: n.opened, dir: n.shardDir(), self: n.self, network: n.network(), admitted: n.admitted, log: n.logOptions, modules: modules(), domains: n.opt.Faults.domains(n.domains()),
 		publish: n.publish, onFatal: n.broken, recovers: n.opt.recovers, logger: n.logger, registerer: n.reg,
@@ -55,7 +58,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 		}
 	})
 	n.desk = command.New(command.Options{
-		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level, Now: n.opt.Faults.now(),
+		Projection: n.shard.store, Committer: n.shard.pipeline, Waiting: n.shard.loop, Settler: n.shard.log, Gate: n.gate, Level: n.level, Consequences: n.consequences, Now: n.opt.Faults.now(),
 		Logger: n.logger, Registerer: n.reg,
 	})
 	n.openJobs()

@@ -40,6 +40,7 @@ func (n *Node) mountPusher(p *publicSide) {
 	if n.forward != nil {
 		o.Elsewhere, o.PublicURL = n.forward, n.cfg.PublicURL
 	}
+	n.pusherHooks(&o)
 	p.pusher = pusher.Register(o)
 }
 
