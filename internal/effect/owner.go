@@ -101,8 +101,7 @@ type Owner struct {
 	opt     OwnerOptions
 	metrics *ownerMetrics
 
-	mu      sync.RWMutex // guards what follows; nothing else is locked and nothing called while it is held
-	nodes   []petrel.NodeID
+	mu      sync.RWMutex       // guards what follows; nothing else is locked and nothing called while it is held
 	since   [Buckets]time.Time // since when a bucket is owned; zero: it is not
 	owned   int
 	resting bool

@@ -215,10 +215,7 @@ func (t *Teller) pass(ctx context.Context) (left bool) {
 	for _, p := range t.apps {
 		left = left || len(p.events)+len(p.misses) > 0
 	}
-	if left {
-		return true
-	}
-	return false
+	return left
 }
 
 // tellEvents writes down the first events that wait; what the log does not take stays.

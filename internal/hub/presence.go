@@ -162,6 +162,8 @@ func (h *Hub) recount(c *channel) {
 	if c.view != nil {
 		c.view.touched = true
 		h.mark(c)
+	} else if h.observer != nil {
+		h.mark(c) // it may be of interest; on a node that is alone nothing else asks
 	}
 	if h.relayed() != nil {
 		c.uncount = true

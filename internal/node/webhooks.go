@@ -10,7 +10,6 @@ import (
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/identity"
-	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 	"github.com/petrel-chat/petrel/internal/pusher"
@@ -83,10 +82,6 @@ func (n *Node) webhookJobs(kinds map[string]effect.Handler, policies map[string]
 // consequences are the jobs that tell webhooks of what was decided.
 func (n *Node) consequences(r *projection.Reader, s event.Stamp, d event.Decision) ([]event.Event, []event.Guard, error) {
 	return effect.Causes{Hooks: n.directory.Hooks, Limits: n.jobLimits, Chat: chat.Told}.Consequences(r, s, d)
-}
-
-func (n *Node) jobLimits(app petrel.AppID) job.Limits {
-	return job.Limits{Waiting: n.directory.Settings(app).MaxJobsWaiting}
 }
 
 func (n *Node) doForApp(ctx context.Context, app petrel.AppID, c command.Command) (command.Result, error) {

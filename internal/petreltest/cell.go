@@ -26,6 +26,8 @@ type CellOptions struct {
 	Jobs map[string]effect.Handler
 	// CompareEvery is how often replicas compare themselves. 0: as in production.
 	CompareEvery time.Duration
+	// Change may set more of what node i is opened with. nil: nothing.
+	Change func(i int, o *node.Options)
 }
 
 // Cell is nodes in this process, with real sockets between them and for clients. It knows no kill -9: Kill is a stop without
@@ -124,6 +126,9 @@ func (c *Cell) Start(ctx context.Context, i int) error {
 	opt := node.Options{Config: cfg, Logger: slog.New(slog.NewJSONHandler(cn.logs, nil)), Notice: io.Discard, CompareEvery: c.opt.CompareEvery, Jobs: c.opt.Jobs}
 	if c.opt.Faults != nil {
 		opt.Faults = c.opt.Faults(i)
+	}
+	if c.opt.Change != nil {
+		c.opt.Change(i, &opt)
 	}
 	n, err := node.Open(ctx, opt)
 	if err != nil {

@@ -42,13 +42,14 @@ func (c *session) clientEvent(f *clientFrame) error {
 		return refuse(errClientEvent, "The event was not sent: the app sends more than its rate.")
 	}
 	user := string(s.user)
-	if err := c.s.announce(&petrel.Publication{
-		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.id, User: s.user, Client: true,
-		Data: appendEvent(make([]byte, 0, 96+len(f.Event)+len(f.Channel)+len(data)+len(user)), f.Event, f.Channel, data, user),
-	}, "client"); err != nil {
+	// First, because it may refuse the event: what no webhook can be told is delivered to nobody.
+	if err := c.s.opt.OnClientEvent(ClientEvent{App: c.app, Channel: f.Channel, Event: f.Event, Data: append([]byte(nil), f.Data...), SocketID: c.id, User: user}); err != nil {
 		return err
 	}
-	return c.s.opt.OnClientEvent(ClientEvent{App: c.app, Channel: f.Channel, Event: f.Event, Data: append([]byte(nil), f.Data...), SocketID: c.id, User: user})
+	return c.s.announce(&petrel.Publication{
+		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.id, User: s.user, Client: true,
+		Data: appendEvent(make([]byte, 0, 96+len(f.Event)+len(f.Channel)+len(data)+len(user)), f.Event, f.Channel, data, user),
+	}, "client")
 }
 
 // announce hands an event to the hubs. An error means that other nodes were not told.

@@ -74,7 +74,7 @@ type Options struct {
 	// Elsewhere finds sessions over HTTP on the other nodes of a cell; nil: there are none.
 	Elsewhere Elsewhere
 
-	// OnClientEvent is called for every client event that was accepted. It must not block. What it returns is told to the client.
+	// OnClientEvent is called for every client event that may be sent, before it is. It must not block. An error refuses it, and is told to the client.
 	OnClientEvent func(e ClientEvent) error
 	// OnCacheMiss is called when somebody subscribed to a cache channel that has no event. It must not block.
 	OnCacheMiss func(app petrel.AppID, channel string)
