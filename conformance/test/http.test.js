@@ -1,5 +1,7 @@
 // pusher.md §7 and §8: the HTTP API, its signatures, answers and limits.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 
 import { App, md5, now, signed } from "../harness/app.js";
@@ -324,6 +326,26 @@ describe("§8 limits", { concurrency: 8 }, () => {
     assert.equal((await app.call(node, "POST", "/events", { body: event(fresh("x-"), { data: "x".repeat(20_000) }) })).status, 200);
     assert.equal((await app.call(node, "POST", "/events", { body: event(fresh("x-"), { data: "x".repeat(20_001) }) })).status, 413);
     assert.equal((await app.call(node, "POST", "/events", { body: event("", { channels: [fresh("a-"), fresh("b-"), fresh("c-")] }) })).status, 400);
+  });
+});
+
+describe("docs/pusher.md", { concurrency: 2 }, () => {
+  onNodes("the trigger by hand works as it is printed, with key, secret and address filled in", async ({ world, t }) => {
+    try {
+      execFileSync("openssl", ["version"], { stdio: "ignore" });
+    } catch {
+      return t.skip("there is no openssl on this machine");
+    }
+    const app = world.first;
+    const text = readFileSync(new URL("../../docs/pusher.md", import.meta.url), "utf8");
+    const block = /A trigger by hand[^]*?```console\n([^]*?)```/.exec(text)[1];
+    const channel = fresh("news-");
+    const raw = await dial(world.node(1), app);
+    await raw.subscribe(app, channel);
+    const script = block.replaceAll(/^\$ /gm, "").replaceAll("KEY", app.key).replaceAll("SECRET", app.secret).replaceAll("1001", app.id).replaceAll("127.0.0.1:8080", world.node(0).host).replaceAll('"news"', `"${channel}"`);
+    const answer = execFileSync("bash", ["-euo", "pipefail", "-c", script], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    assert.deepEqual(JSON.parse(answer), {});
+    assert.equal((await raw.next("hello", channel)).data, "{}");
   });
 });
 
