@@ -4,7 +4,7 @@ import Pusher from "pusher";
 
 import { hmac } from "./app.js";
 import { cleanup } from "./world.js";
-import { Inbox } from "./wait.js";
+import { Inbox, poll } from "./wait.js";
 
 /** The official server SDK, on one node. */
 export function sdk(node, app, options = {}) {
@@ -89,12 +89,17 @@ export async function receiver(app, { answer = () => 200 } = {}) {
 
 /** Sets a webhook of an app through Petrel's own API. */
 export async function hook(node, app, id, settings) {
-  const answer = await fetch(`${node.url}/v1/hooks/${id}`, {
-    method: "PUT",
-    headers: { Authorization: `Basic ${Buffer.from(`${app.key}:${app.secret}`).toString("base64")}`, "Content-Type": "application/json" },
-    body: JSON.stringify(settings),
-  });
+  let answer;
+  await poll("a leader to take the webhook", async () => (answer = await put()).status !== 503);
   const text = await answer.text();
   if (!answer.ok) throw new Error(`PUT /v1/hooks/${id} answers ${answer.status}: ${text}`);
   return JSON.parse(text);
+
+  function put() {
+    return fetch(`${node.url}/v1/hooks/${id}`, {
+      method: "PUT",
+      headers: { Authorization: `Basic ${Buffer.from(`${app.key}:${app.secret}`).toString("base64")}`, "Content-Type": "application/json" },
+      body: JSON.stringify(settings),
+    });
+  }
 }

@@ -86,11 +86,13 @@ class Process {
 
   /** Asks the admin listener. */
   async admin(method, path, body) {
-    const answer = await fetch(`http://${this.adminHost}${path}`, {
+    let answer;
+    const ask = () => fetch(`http://${this.adminHost}${path}`, {
       method,
       headers: { Authorization: `Bearer ${readFileSync(join(this.dir, "admin-token"), "utf8").trim()}`, "Content-Type": "application/json" },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
+    await poll(`${this.name} to have a leader`, async () => (answer = await ask()).status !== 503); // nothing was done: it may be asked again
     const text = await answer.text();
     if (!answer.ok) throw new Error(`${method} ${path} of ${this.name} answers ${answer.status}: ${text}`);
     return text ? JSON.parse(text) : undefined;
