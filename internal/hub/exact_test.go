@@ -775,3 +775,47 @@ func (r *recorder) told(ch petrel.Channel, number int, users ...petrel.UserID) b
 	defer r.mu.Unlock()
 	return r.changes[ch].number == number && slices.Equal(r.changes[ch].came, users)
 }
+
+// TestExactConcurrent: many at once on one channel, and everything that was taken is given back.
+func TestExactConcurrent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		nodes, _ := startCell(t, 2)
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				n, ch := nodes[i%2], pusherChannel(0)
+				for j := range 50 {
+					stop := n.Watch(ch, func(Here) {})
+					s, err := n.Subscribe(Request{
+						Channel: ch, Subscriber: &ear{}, Member: who(petrel.UserID(fmt.Sprint("u", i))), Presence: j%2 == 0, Counts: j%3 == 0, Last: true, MaxMembers: 6,
+					})
+					_ = n.Announce(tick(ch, "x"), nil)
+					<-time.After(time.Duration(j%5) * 10 * time.Millisecond)
+					if _, err := n.Census(t.Context(), CensusQuery{App: "app", Kind: petrel.ChannelPusher, Users: true}); err != nil {
+						t.Error(err)
+					}
+					_ = n.Here(ch)
+					stop()
+					switch {
+					case err == nil:
+						s.Close()
+					case petrel.CodeOf(err) != petrel.CodeLimitReached:
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		<-time.After(time.Minute)
+		for _, n := range nodes {
+			c, s := n.Counts()
+			if kept := len(n.shardOf(pusherChannel(0)).channels); c != 0 || s != 0 || kept != 0 {
+				t.Errorf("node %s has %d channels, %d subscriptions, and keeps %d", n.cable.node, c, s, kept)
+			}
+			if now := n.Look(t.Context(), pusherChannel(0)); now.Count != 0 || len(now.Users) != 0 || !now.Whole {
+				t.Errorf("node %s sees %+v", n.cable.node, now)
+			}
+		}
+	})
+}
