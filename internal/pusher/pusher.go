@@ -156,7 +156,7 @@ func (s *Server) AppChanged(app petrel.AppID) {
 	s.running.Go(func() {
 		s.opt.Gateway.Conns().Each(func(c *conn.Conn) {
 			if p, ok := c.Handler().(*session); ok && (app == "" || p.app == app) {
-				p.closeUnlessStill()
+				p.closeUnlessStill(c)
 			}
 		})
 	})

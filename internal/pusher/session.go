@@ -86,7 +86,7 @@ func (c *session) OnOpen(cn *conn.Conn) {
 	if within := c.settings().AuthorizedConnections; within > 0 {
 		cn.CloseAt(time.Now().Add(time.Duration(within)*time.Second), closeUnauthorized, "The connection was not authorized in time: subscribe to a channel that needs it, or sign in.")
 	}
-	c.closeUnlessStill() // what changed before the table had the connection was told to nobody
+	c.closeUnlessStill(cn) // what changed before the table had the connection was told to nobody
 }
 
 // OnMessage implements conn.Handler.
@@ -170,11 +170,11 @@ func errorPayload(code int, text string) []byte {
 	return append(b, "}}"...)
 }
 
-// closeUnlessStill closes a connection that would not be let in now.
-func (c *session) closeUnlessStill() {
+// closeUnlessStill closes a connection that would not be let in now. It may come before OnOpen.
+func (c *session) closeUnlessStill(cn *conn.Conn) {
 	if app, err := c.s.opt.Apps.AppOfKey(c.key); err != nil || app != c.app {
 		code, text := closeFor(err)
-		c.conn.Close(code, text)
+		cn.Close(code, text)
 	}
 }
 
