@@ -175,7 +175,7 @@ func (n *Node) RemoveNode(ctx context.Context, name string, force bool) error {
 	defer cancel()
 	for { // a leader that is to go hands over first; the next one removes it
 		err := n.cell.lead(ctx, cellRequest{Op: opRemove, Member: m.ID, Force: force})
-		if petrel.CodeOf(err) != petrel.CodeNoLeader {
+		if why := n.cell.waitsFor(); petrel.CodeOf(err) != petrel.CodeNoLeader || why != "" && why != electing {
 			return err
 		}
 		t := time.NewTimer(50 * time.Millisecond)
@@ -367,6 +367,9 @@ func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) stri
 	return ""
 }
 
+// electing is what is waited for when enough nodes are there.
+const electing = "an election is under way"
+
 // waitsFor says which nodes a start waits for; "" when there is a leader, or when the log is not open yet.
 func (c *cell) waitsFor() string {
 	st := c.status()
@@ -384,7 +387,7 @@ func (c *cell) waitsFor() string {
 		}
 	}
 	if len(silent) == 0 {
-		return "an election is under way"
+		return electing
 	}
 	return fmt.Sprintf("it needs %d of the %d nodes that vote, and has not heard of %s", voters/2+1, voters, strings.Join(silent, " and "))
 }

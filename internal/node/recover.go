@@ -165,6 +165,8 @@ func Recover(ctx context.Context, data string, force bool, b Build, logger *slog
 	s, err := inspectSurvivor(ctx, data, self)
 	switch {
 	case err != nil:
+	case s.Voters == 1 && s.Enough() && !force && !exists(filepath.Join(data, recoveringFile)):
+		err = petrel.Errorf(petrel.CodeConflict, "No quorum is lost: this is the only node of its cell that votes. Start it.")
 	case s.Enough() && !force && !exists(filepath.Join(data, recoveringFile)):
 		err = petrel.Errorf(petrel.CodeConflict, "No quorum is lost: of %d voters, of which %d decide, %d others answer at their peer ports. Start this node. "+
 			"If what answers there is something else, --force.", s.Voters, s.Quorum, s.Answering())
