@@ -135,6 +135,7 @@ func metrics(c benchCase) []metric {
 		all = append(all,
 			metric{"idle: after", "bytes of RSS a connection, at the end", func(r *load.Result) float64 { return over(float64(r.After.RSS-r.Base.RSS), r.Connect.Count) }},
 			metric{"idle: CPU", "ms of CPU a second, heartbeats on", func(r *load.Result) float64 { return r.ServerCPU / 1000 / max(r.Seconds, 1e-9) }},
+			metric{"idle: heartbeats", "heartbeats a second, as the server wants them", func(r *load.Result) float64 { return float64(r.Heartbeats) / max(r.Seconds, 1e-9) }},
 			metric{"idle: connect", "us of CPU to connect and subscribe", func(r *load.Result) float64 { return over(r.Connect.ServerCPU, r.Connect.Count) }},
 		)
 	case "storm":
