@@ -185,7 +185,7 @@ func (w *watchlist) watch(ids []string) {
 	}
 	c.account.watch = w
 	for _, user := range list {
-		w.stops = append(w.stops, c.s.opt.Hub.Watch(petrel.UserChannel(c.app, user), func(now hub.Here) { w.heard(user, now.Count > 0) }))
+		w.stops = append(w.stops, c.s.opt.Hub.Watch(petrel.UserChannel(c.app, user), func(now hub.Here) { w.heard(user, now.Online) }))
 	}
 }
 
@@ -248,6 +248,7 @@ func watchlistEvents(states map[bool][]petrel.UserID) []byte {
 		data = append(data, "]}"...)
 	}
 	data = append(data, "]}"...)
-	b := append(make([]byte, 0, 64+len(data)*5/4), `{"event":"pusher_internal:watchlist_events","data":`...)
-	return append(appendQuoted(b, data), '}')
+	b := append(make([]byte, 0, 64+len(data)), `{"event":"pusher_internal:watchlist_events","data":`...)
+	return append(append(b, data...), '}') // an object, not a string of one
+
 }
