@@ -220,3 +220,32 @@ func TestSocketLimits(t *testing.T) {
 		}
 	}
 }
+
+// TestFirstAppsWebhook: it is set when the app is made, and not again when somebody removed it.
+func TestFirstAppsWebhook(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	start := func() *Node {
+		n, _ := openNode(t, func(c *Config) {
+			c.Data, c.AppID, c.AppKey, c.AppSecret, c.AppWebhook = dir, "1001", "key", "a-secret-of-the-app", "https://shop.example/hooks"
+		})
+		return n
+	}
+	n := start()
+	hooks, err := n.Hooks(t.Context(), "1001")
+	if err != nil || len(hooks) != 1 || hooks[0].URL != "https://shop.example/hooks" || len(hooks[0].Events) != 9 || hooks[0].Batch {
+		t.Fatalf("%+v, %v", hooks, err)
+	}
+	if _, err := n.Hooks(t.Context(), "404"); petrel.CodeOf(err) != petrel.CodeAppNotFound {
+		t.Errorf("of an app that is not there: %v", err)
+	}
+	if _, err := n.RemoveHook(t.Context(), "1001", hooks[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if hooks, err := start().Hooks(t.Context(), "1001"); err != nil || len(hooks) != 0 {
+		t.Errorf("it came back: %+v, %v", hooks, err)
+	}
+}
