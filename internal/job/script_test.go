@@ -218,7 +218,9 @@ func (s *script) line(f []string) string {
 		if err != nil {
 			return err.Error()
 		}
-		p := mustView(s.world, func(r *projection.Reader) (Page, error) { return List(r, ListQuery{App: petrel.AppID(f[1]), State: state}) })
+		p := mustView(s.world, func(r *projection.Reader) (Page, error) {
+			return List(r, ListQuery{App: petrel.AppID(f[1]), State: state})
+		})
 		var ids []string
 		for _, j := range p.Jobs {
 			ids = append(ids, j.ID.String())

@@ -250,5 +250,4 @@ func watchlistEvents(states map[bool][]petrel.UserID) []byte {
 	data = append(data, "]}"...)
 	b := append(make([]byte, 0, 64+len(data)), `{"event":"pusher_internal:watchlist_events","data":`...)
 	return append(append(b, data...), '}') // an object, not a string of one
-
 }
