@@ -130,6 +130,21 @@ func (r *Runner) Rest(ctx context.Context) {
 	}
 }
 
+// Resume ends a Rest.
+func (r *Runner) Resume() {
+	r.mu.Lock()
+	if r.resting {
+		r.resting = false
+		select {
+		case <-r.rested:
+		default:
+			close(r.rested) // who still waits for it waits for nothing
+		}
+	}
+	r.mu.Unlock()
+	r.nudge()
+}
+
 // Stop ends the loop and interrupts what runs. Rest first, or the next runner finds the attempts.
 func (r *Runner) Stop() {
 	r.once.Do(func() {}) // a Start that comes later does nothing
@@ -416,6 +431,9 @@ func (r *Runner) rest(resting, nothing bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.resting { // resumed meanwhile
+		return
+	}
 	select {
 	case <-r.rested:
 	default:

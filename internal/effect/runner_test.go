@@ -268,6 +268,11 @@ func TestRest(t *testing.T) {
 				t.Errorf("a long one is %s, interrupted %d times", j.State, j.Interrupted)
 			}
 		}
+		r.Resume()
+		time.Sleep(time.Minute)
+		if done, _ := s.counts("a"); done != 6 {
+			t.Errorf("%d done after it resumed, want 6", done)
+		}
 		r.Stop()
 	})
 }

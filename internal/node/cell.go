@@ -47,6 +47,8 @@ type cell struct {
 	load     func() bus.Load
 	drain    func() // this node leaves, without waiting for it
 	leaving  func() bool
+	rest     func(ctx context.Context) // no job begins, and those that run end or are given back; nil: there are none
+	resume   func()
 	fail     func(error)
 	removed  func() // the cell says that this node is no member of it any more
 

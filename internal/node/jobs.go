@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/event"
@@ -51,6 +52,16 @@ func (n *Node) publishJobs(s event.Stamp, ev event.Event, _ uint64) []petrel.Pub
 func (n *Node) restJobs(ctx context.Context) {
 	if r := n.jobs.Load(); r != nil {
 		r.Rest(ctx)
+	}
+}
+
+// handOverRest bounds how long leadership is kept for attempts under way: the node does not look at the cell meanwhile.
+const handOverRest = 1500 * time.Millisecond
+
+// resumeJobs lets a node that stays begin jobs again, once it leads.
+func (n *Node) resumeJobs() {
+	if r := n.jobs.Load(); r != nil {
+		r.Resume()
 	}
 }
 

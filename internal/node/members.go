@@ -337,7 +337,25 @@ func (c *cell) transfer(ctx context.Context, log raftlog.Log, st raftlog.Status,
 			return petrel.Errorf(petrel.CodeConflict, "%s is draining, so it should not lead. Restart it first.", nameOf(to))
 		}
 	}
+	defer c.goOn()
+	c.restJobs(ctx)
 	return log.TransferLeadership(ctx, to)
+}
+
+// restJobs lets attempts at jobs come to their end before leadership is given away, as far as that takes a moment.
+func (c *cell) restJobs(ctx context.Context) {
+	if c.rest != nil {
+		ctx, cancel := context.WithTimeout(ctx, handOverRest)
+		defer cancel()
+		c.rest(ctx)
+	}
+}
+
+// goOn lets jobs begin again, on a node that stays.
+func (c *cell) goOn() {
+	if c.resume != nil && !c.leaving() {
+		c.resume()
+	}
 }
 
 // losesQuorum says why the cell could not decide any more without a member; "" when it could.
@@ -427,6 +445,7 @@ func (c *cell) handOver(ctx context.Context) {
 	if !st.IsLeader || !others {
 		return
 	}
+	c.restJobs(ctx)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := (*log).TransferLeadership(ctx, ""); err != nil && (*log).Status().IsLeader {

@@ -181,7 +181,7 @@ func (n *Node) openSelf(ctx context.Context) (err error) {
 		return err
 	}
 	n.cell.admin, n.cell.drain, n.cell.leaving = n.AdminAddr(), n.leave, n.health.draining.Load
-	n.cell.fail = n.fail
+	n.cell.fail, n.cell.rest, n.cell.resume = n.fail, n.restJobs, n.resumeJobs
 	n.watch = newWatch(n.cell, n.reg)
 	n.fencer = n.newFencer()
 	n.health.fencer.Store(n.fencer)
