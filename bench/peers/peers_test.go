@@ -82,6 +82,21 @@ func TestBench(t *testing.T) {
 	}
 }
 
+// TestCasesCanBeDone asks the load generator, which TestBench does for some only.
+func TestCasesCanBeDone(t *testing.T) {
+	t.Parallel()
+	s, err := parseSettings([]string{"-out", t.TempDir()}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range s.cases {
+		job := c.job(&s)
+		if err := job.Validate(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 // TestFailuresAreTold: a server that cannot be started, one that ends, and one that is not known.
 func TestFailuresAreTold(t *testing.T) {
 	t.Parallel()

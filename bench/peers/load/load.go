@@ -157,7 +157,8 @@ func (r *Result) Complaints() string {
 // MinPayload is the shortest message: its mark, lane, number and time.
 const MinPayload = 28
 
-func (j *Job) validate() error {
+// Validate says what of a job cannot be done, and fills in what may be left out.
+func (j *Job) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if j.Kind != FanOut && j.Kind != Idle && j.Kind != Storm {
@@ -172,8 +173,8 @@ func (j *Job) validate() error {
 	if j.Channels < 0 || j.Channels > j.Subscribers {
 		bad("%d channels for %d subscribers", j.Channels, j.Subscribers)
 	}
-	if j.Kind == FanOut && (j.Lanes < 1 || j.Lanes > 255) {
-		bad("%d lanes: there are 1 to 255", j.Lanes)
+	if j.Kind == FanOut && (j.Lanes < 1 || j.Lanes > 256) {
+		bad("%d lanes: there are 1 to 256", j.Lanes)
 	}
 	if j.Channels > 1 && j.Lanes > j.Channels {
 		bad("%d lanes for %d channels: each channel belongs to one", j.Lanes, j.Channels)

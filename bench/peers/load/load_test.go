@@ -136,7 +136,7 @@ func TestPusherGreeting(t *testing.T) {
 func TestJobIsChecked(t *testing.T) {
 	t.Parallel()
 	good := Job{Kind: FanOut, Subscribers: 10, Channels: 5, Lanes: 5, Payload: 28, Window: 1, Measure: 1, Limit: 2}
-	if err := good.validate(); err != nil {
+	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*Job){
@@ -149,7 +149,7 @@ func TestJobIsChecked(t *testing.T) {
 		"limit":       func(j *Job) { j.Limit = 1 },
 	} {
 		j := good
-		if spoil(&j); j.validate() == nil {
+		if spoil(&j); j.Validate() == nil {
 			t.Errorf("%s is not checked", name)
 		}
 	}

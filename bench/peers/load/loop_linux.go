@@ -73,7 +73,7 @@ type loop struct {
 
 // Run does a job, and says when its window begins. It keeps a processor of GOMAXPROCS to itself.
 func Run(ctx context.Context, job Job, measuring func()) (*Result, error) {
-	if err := job.validate(); err != nil {
+	if err := job.Validate(); err != nil {
 		return nil, err
 	}
 	runtime.LockOSThread() // which is not unlocked: the thread ends with its goroutine
