@@ -27,9 +27,10 @@ STARTED   := $(shell date +%s)
 # what is not there yet, is said by `make test` before it begins.
 SDK  := $(wildcard sdk/js/package.json)
 WEB  := $(wildcard web/package.json)
+CONF := $(wildcard conformance/package.json)
 E2E  := $(and $(WEB),$(shell grep -s '"e2e"' web/package.json))
 CMD  := $(wildcard cmd/petrel/main.go)
-STEPS := test-go $(if $(SDK),test-sdk) $(if $(WEB),test-web) $(if $(E2E),test-browser)
+STEPS := test-go $(if $(SDK),test-sdk) $(if $(WEB),test-web) $(if $(E2E),test-browser) $(if $(CONF),test-conformance)
 ABSENT := $(if $(SDK),,sdk/js/package.json) $(if $(WEB),,web/package.json) $(if $(E2E),,the script e2e of web/package.json)
 
 ##@ Use
@@ -68,7 +69,7 @@ fmt: ## put every Go file into the house's format
 	$(TOOL) golangci-lint fmt ./...
 
 .PHONY: test
-test: say-steps $(STEPS) ## everything: Go, SDK, web page, browser; up to 10 minutes; installs Chromium when absent
+test: say-steps $(STEPS) ## everything: Go, SDK, web page, browser, Pusher clients; up to 15 minutes; installs Chromium when absent
 	@took=$$(($$(date +%s) - $(STARTED))); \
 	printf '\nmake test: %d steps passed in %d min %d s: %s\n' $(words $(STEPS)) $$((took / 60)) $$((took % 60)) '$(strip $(STEPS))'
 
