@@ -361,7 +361,7 @@ func (f *Fleet) Leader(ctx context.Context) int {
 // WaitHealthy waits until every node is ready, and all see the same leader and all the nodes as living voters.
 func (f *Fleet) WaitHealthy(ctx context.Context) error {
 	why := ""
-	if poll(ctx, Patience, func() bool { why = f.ill(ctx); return why == "" }) {
+	if poll(ctx, 5*Patience, func() bool { why = f.ill(ctx); return why == "" }) { // four processes on a machine that may have no time for them
 		return nil
 	}
 	return fmt.Errorf("the cell did not become healthy: %s", why)
