@@ -24,10 +24,10 @@ const httpProtocol = "petrel-http/1"
 
 // Bounds of forwarding.
 const (
-	findWithin    = 500 * time.Millisecond // how long the other nodes are asked for a session
-	maxRemembered = 65_536                 // sessions whose node is remembered
-	maxSessionID  = 300                    // bytes of a name that another node asks for
-	maxShare      = 1_000                  // requests that share a stream between two nodes; more open another
+	findWithin    = 2 * time.Second // how long the other nodes are asked for a session
+	maxRemembered = 65_536          // sessions whose node is remembered
+	maxSessionID  = 300             // bytes of a name that another node asks for
+	maxShare      = 1_000           // requests that share a stream between two nodes; more open another
 	keepIdleFor   = time.Minute
 	stuckFor      = 30 * time.Second // a client that takes nothing for so long is cut
 )
@@ -43,6 +43,7 @@ type forwarder struct {
 	server    *http.Server
 	served    chan struct{}
 	requests  *prometheus.CounterVec
+	within    time.Duration // how long the others are asked
 
 	mu    sync.Mutex // guards where
 	where map[pusher.SessionName]petrel.NodeID
@@ -52,7 +53,7 @@ var _ pusher.Elsewhere = (*forwarder)(nil)
 
 // newForwarder answers other nodes from now on. Call it before the bus is started.
 func newForwarder(c *cell, b *bus.Bus, local func() *pusher.Server, logger *slog.Logger, reg prometheus.Registerer) *forwarder {
-	f := &forwarder{cell: c, local: local, logger: logger, where: map[pusher.SessionName]petrel.NodeID{}, served: make(chan struct{})}
+	f := &forwarder{cell: c, local: local, logger: logger, where: map[pusher.SessionName]petrel.NodeID{}, served: make(chan struct{}), within: findWithin}
 	f.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "petrel_node_forwarded_total", Help: "Requests of sessions over HTTP that were forwarded to the node that has the session, by what came of them.",
 	}, []string{"result"})
@@ -140,7 +141,7 @@ func (f *forwarder) find(ctx context.Context, name pusher.SessionName) petrel.No
 	if b == nil {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, findWithin)
+	ctx, cancel := context.WithTimeout(ctx, f.within)
 	defer cancel()
 	peers := b.Peers()
 	found := make(chan petrel.NodeID, len(peers)) // each says once

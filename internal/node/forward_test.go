@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestSessionsOverHTTPAreForwarded: a client whose requests come by any node keeps its one session; when the node that has it
@@ -22,6 +23,7 @@ func TestSessionsOverHTTPAreForwarded(t *testing.T) {
 		return n1.forward.address(n2.self.Member) != "" && n2.forward.address(n1.self.Member) != ""
 	})
 	until(t, "the second node knows the app", func() bool { _, err := n2.directory.AppOfKey("petrel-key"); return err == nil })
+	n1.forward.within, n2.forward.within = time.Minute, time.Minute // a slow machine is no lost session
 	client := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(client.CloseIdleConnections)
 	session := "abcdefgh"
