@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -144,7 +145,10 @@ type Gateway struct {
 	server   *http.Server
 	metrics  *metrics
 	draining atomic.Bool
-	loops    atomic.Pointer[conn.Server] // nil: net/http serves everything
+
+	mu      sync.Mutex   // guards the two below
+	loops   *conn.Server // nil: net/http serves everything
+	stopped bool
 
 	byIP   *limit.Table[netip.Prefix]
 	byApp  *limit.Table[petrel.AppID]
@@ -197,12 +201,23 @@ func (g *Gateway) Serve(ln net.Listener) error {
 	})
 	switch {
 	case err == nil:
-		g.loops.Store(loops)
+		if !g.keep(loops) {
+			loops.Stop()
+			return nil
+		}
 		err = g.server.Serve(placed{loops.Rest()})
 	case errors.Is(err, conn.ErrNoLoops):
 		err = g.server.Serve(accepting)
 	}
 	return served(err)
+}
+
+// keep notes the loops, for Stop to end them; false when it came first.
+func (g *Gateway) keep(loops *conn.Server) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.loops = loops
+	return !g.stopped
 }
 
 // served is the end of net/http's Serve: nil when it was wanted.
@@ -236,8 +251,12 @@ func (g *Gateway) Stop() {
 	g.draining.Store(true)
 	_ = g.server.Close() // closes listeners and connections; there is nobody to tell
 	g.opt.Conns.Stop()
-	if l := g.loops.Load(); l != nil {
-		l.Stop()
+	g.mu.Lock()
+	loops := g.loops
+	g.stopped = true
+	g.mu.Unlock()
+	if loops != nil {
+		loops.Stop()
 	}
 }
 

@@ -81,6 +81,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 	}
 	w.append(plans...)
 	must[[]ID](w, of(petrel.ActorSystem, "small"), Enqueue{Jobs: []New{{Kind: "mail"}}})
+	runner := must[uint64](w, system, BeginRunner{Node: "n1"})
 	reads := map[string]func(r *projection.Reader) error{
 		"lanes": func(r *projection.Reader) error {
 			lanes, err := Lanes(r, Lane{}, 10)
@@ -90,7 +91,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 			return err
 		},
 		"step": func(r *projection.Reader) error {
-			_, err := Step{Take: []Take{{Lane: Lane{"big", "1"}, N: 5}, {Lane: Lane{"small", ""}, N: 5}}}.Decide(r, event.Stamp{Actor: system, At: w.now})
+			_, err := Step{Runner: runner, Take: []Take{{Lane: Lane{"big", "1"}, N: 5}, {Lane: Lane{"small", ""}, N: 5}}}.Decide(r, event.Stamp{Actor: system, At: w.now})
 			return err
 		},
 		"list": func(r *projection.Reader) error {
