@@ -226,6 +226,9 @@ func (l *loop) ready(ev *unix.EpollEvent) {
 	if ev.Events&unix.EPOLLOUT != 0 && s.stuck != nil {
 		l.unstick(s)
 	}
+	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.hangup = true
+	}
 	if s.fd >= 0 && ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		l.read(s)
 	}

@@ -582,3 +582,34 @@ func TestLoopsPlaces(t *testing.T) {
 	}
 	s.raw(t)
 }
+
+// TestLoopsEndBehindData: the peer's end is met also when it came together with the last bytes, for which there is one edge only.
+func TestLoopsEndBehindData(t *testing.T) {
+	t.Parallel()
+	recs := make(chan *recorder, 1)
+	s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler {
+		rec := newRecorder()
+		recs <- rec
+		return rec
+	}, noHot, nil)
+	for range 20 {
+		nc := s.raw(t)
+		rec := <-recs
+		gate := make(chan struct{})
+		for _, l := range s.loops {
+			l.post(func() { <-gate })
+		}
+		if _, err := nc.Write(clientFrame(true, ws.OpText, []byte("bye"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		close(gate)
+		rec.code(t.Context(), t)
+		if diff := cmp.Diff([]string{"bye"}, rec.heard()); diff != "" {
+			t.Fatal(diff)
+		}
+		nc.Close()
+	}
+}

@@ -25,6 +25,7 @@ type sock struct {
 	between    bool // no byte of a next request has come
 	away       bool // a handler works on its request elsewhere
 	closing    bool // ends when everything is written
+	hangup     bool // the peer's end is in its socket, behind what is still to be read: no further edge tells of it
 	reread     bool // there may be more to read than has had its edge
 	cutting    atomic.Bool
 }
@@ -99,9 +100,9 @@ func (l *loop) read(s *sock) {
 		case s.fd < 0:
 			return
 		case s.waits():
-			s.reread = s.reread || n == len(l.in)
+			s.reread = s.reread || s.hangup || n == len(l.in)
 			return
-		case n < len(l.in):
+		case n < len(l.in) && !s.hangup:
 			return // the next edge comes with the next bytes
 		}
 	}
