@@ -82,14 +82,6 @@ func (s *shelf) Step(ctx context.Context, step job.Step) (job.Stepped, error) {
 		return job.Stepped{}, petrel.Errorf(petrel.CodeConflict, "Another.").Because(job.ErrNotRunner)
 	}
 	var did job.Stepped
-	for _, rep := range step.Reports {
-		j := s.jobs[rep.ID]
-		if j == nil || j.State != job.Running {
-			did.Lost = append(did.Lost, rep.ID)
-			continue
-		}
-		s.report(j, rep)
-	}
 	now := time.Now().UnixMilli()
 	for _, t := range step.Take {
 		l := s.lanes[t.Lane]
@@ -108,6 +100,15 @@ func (s *shelf) Step(ctx context.Context, step job.Step) (job.Stepped, error) {
 			}
 		}
 		did.Next = append(did.Next, next)
+	}
+	// As the desk decides: what is due is read before the reports of the same step are folded.
+	for _, rep := range step.Reports {
+		j := s.jobs[rep.ID]
+		if j == nil || j.State != job.Running {
+			did.Lost = append(did.Lost, rep.ID)
+			continue
+		}
+		s.report(j, rep)
 	}
 	s.steps++
 	s.runner, did.Runner = s.steps, s.steps

@@ -19,6 +19,7 @@ import (
 const (
 	firstPause = 100 * time.Millisecond // after the log did not take an entry
 	maxPause   = 2 * time.Second
+	lookAgain  = time.Minute     // between two looks through all lanes, whether there was news or not
 	restGrace  = 2 * time.Second // that Rest leaves to attempts under way
 )
 
@@ -44,6 +45,7 @@ type Runner struct {
 	bytes    int                 // of the bodies of attempts
 	runner   uint64              // 0: begin first
 	term     uint64              // of leadership, when it began
+	looked   time.Time           // when all lanes were looked through for no reason
 	quiet    rate.Sometimes      // about failures
 
 	off map[petrel.AppID]uint64 // of the watch: apps whose rows and ledger differ
@@ -213,7 +215,11 @@ func (r *Runner) idle(look *time.Ticker, pause time.Duration) {
 	select {
 	case <-wake:
 	case <-due:
-	case <-tick:
+	case now := <-tick:
+		if now.Sub(r.looked) >= lookAgain {
+			r.looked = now
+			r.Look() // nothing should be there that the plan does not know; if a mistake of ours left something, it waits no longer than this
+		}
 	case <-r.ctx.Done():
 	}
 }
@@ -385,6 +391,14 @@ func (r *Runner) reports() (out []job.Report) {
 // wrote takes over what a step did.
 func (r *Runner) wrote(s job.Step, did job.Stepped) {
 	r.runner = did.Runner
+	// The takes first: what they say of a lane was read before the reports, and knows nothing of what waits again because of them.
+	begun := make(map[job.Lane]int, len(s.Take))
+	for _, j := range did.Begun {
+		begun[job.Lane{App: j.App, Target: j.Target}]++
+	}
+	for i, t := range s.Take {
+		r.plan.took(t.Lane, begun[t.Lane], did.Next[i])
+	}
 	reported := make(map[job.ID]job.Report, len(s.Reports))
 	for _, rep := range s.Reports {
 		reported[rep.ID] = rep
@@ -404,13 +418,6 @@ func (r *Runner) wrote(s job.Step, did job.Stepped) {
 	})
 	if len(did.Lost) > 0 {
 		r.opt.Logger.Error("jobs were reported that do not run by the log", "jobs", fmt.Sprint(did.Lost))
-	}
-	begun := make(map[job.Lane]int, len(s.Take))
-	for _, j := range did.Begun {
-		begun[job.Lane{App: j.App, Target: j.Target}]++
-	}
-	for i, t := range s.Take {
-		r.plan.took(t.Lane, begun[t.Lane], did.Next[i])
 	}
 	for _, j := range did.Begun {
 		r.start(j)

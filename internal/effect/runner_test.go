@@ -149,6 +149,36 @@ func TestRetries(t *testing.T) {
 	})
 }
 
+// TestWaitsAgain: a job that waits again by the same step that takes the last of its lane is not forgotten.
+func TestWaitsAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		gate := make(chan struct{})
+		const lanes = 50
+		r := work(t, s, func(_ context.Context, j job.Job, attempt int) error {
+			if <-gate; attempt == 1 && j.ID <= lanes {
+				return errors.New("500")
+			}
+			return nil
+		}, nil)
+		both := func() {
+			for i := range lanes {
+				s.queue(1, "a", fmt.Sprint("t", i), time.Now().UnixMilli())
+			}
+		}
+		both()
+		time.Sleep(time.Second) // the first of each lane run
+		both()
+		close(gate)
+		time.Sleep(time.Hour)
+		if done, _ := s.counts("a"); done != 2*lanes {
+			t.Errorf("%d of %d are done", done, 2*lanes)
+		}
+		r.Stop()
+	})
+}
+
 // TestAnotherRunner: what one runner was at when another took over is repeated by that one, and the first writes nothing more.
 func TestAnotherRunner(t *testing.T) {
 	t.Parallel()
