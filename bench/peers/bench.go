@@ -167,7 +167,6 @@ func (b *bench) generate(ctx context.Context, job *load.Job, measuring func()) (
 	}
 	cmd := exec.CommandContext(ctx, b.self, "load")
 	cmd.Stdin = bytes.NewReader(in)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	said, err := cmd.StderrPipe()
@@ -224,8 +223,8 @@ func (b *bench) start(l *launch, dir, log string) (*process, error) {
 	}
 	p.cmd.Env = append(p.cmd.Env, l.env...)
 	p.cmd.Stdout, p.cmd.Stderr = f, f
-	// A group of its own, so that children are stopped with it; and all of it dies with this process, however that ends.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	// A group of its own, so that children are stopped with it. (To die with this process would be to die with the thread that began it.)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
