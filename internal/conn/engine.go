@@ -57,6 +57,11 @@ func (o *out) drainQueue(c *Conn) {
 func (t *Table) account(c *Conn, batch [][]byte, since, committed int64) (finished bool) {
 	t.metrics.framesSent.Add(float64(len(batch)))
 	t.metrics.writes.Inc()
+	return t.wrote(c, batch, since, committed)
+}
+
+// wrote is account for an engine that counts frames and writes itself.
+func (t *Table) wrote(c *Conn, batch [][]byte, since, committed int64) (finished bool) {
 	room, finished := c.wrote(batch)
 	if since != 0 {
 		t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
@@ -155,7 +160,7 @@ const (
 
 // read is the reading goroutine: it ends when the stream does.
 func (s *socket) read(c *Conn, early []byte) {
-	in := &inbound{c: c, s: s, p: parser{limit: c.table.opt.MessageBytes}}
+	in := &inbound{ears: ears{c: c}, s: s, p: parser{limit: c.table.opt.MessageBytes}}
 	in.feed(early)
 	quiet := make([]byte, quietRead)
 	var busy *[]byte
@@ -189,17 +194,10 @@ func (s *socket) read(c *Conn, early []byte) {
 
 // inbound turns what a socket reads into callbacks.
 type inbound struct {
-	c    *Conn
-	s    *socket
-	p    parser
-	deaf bool // the peer broke the protocol or said goodbye: read on only to see the end
-
-	second   int64 // of the clock, in which controls were counted
-	controls int
+	ears
+	s *socket
+	p parser
 }
-
-// maxControls is how many pings and pongs of one peer are read in a second. They bring nothing, and no Handler sees them to slow them down.
-const maxControls = 200
 
 func (in *inbound) feed(b []byte) {
 	if in.deaf {
@@ -208,11 +206,9 @@ func (in *inbound) feed(b []byte) {
 	if _, fail := in.p.feed(b, in); fail != nil {
 		in.fail(*fail)
 	}
-}
-
-func (in *inbound) fail(f failure) {
-	in.deaf = true
-	in.c.Close(f.code, f.reason)
+	if in.goodbye {
+		in.s.cut()
+	}
 }
 
 // text implements sink.
@@ -226,31 +222,57 @@ func (in *inbound) text(payload []byte) (more bool) {
 	return true
 }
 
+// ears are what the engines have in common when they hear of a connection: everything but its messages.
+type ears struct {
+	c       *Conn
+	flood   flood
+	deaf    bool // the peer broke the protocol or said goodbye: read on only to see the end
+	goodbye bool // both sides have said goodbye
+}
+
+// flood counts the control frames of a peer in the second at hand.
+type flood struct {
+	second int32
+	frames int16
+}
+
+// maxControls is how many pings and pongs of one peer are read in a second. They bring nothing, and no Handler sees them to slow them down.
+const maxControls = 200
+
+// tooMany counts one more.
+func (f *flood) tooMany(now int64) bool {
+	if second := int32(now / int64(time.Second)); second != f.second { //nolint:gosec // only told apart from the one before
+		*f = flood{second: second}
+	}
+	f.frames++
+	return f.frames > maxControls
+}
+
+func (e *ears) fail(f failure) {
+	e.deaf = true
+	e.c.Close(f.code, f.reason)
+}
+
 // control implements sink.
-func (in *inbound) control(op ws.OpCode, payload []byte) {
-	if in.deaf {
+func (e *ears) control(op ws.OpCode, payload []byte) {
+	if e.deaf {
 		return
 	}
-	if now := in.c.heard.Load() / int64(time.Second); now != in.second {
-		in.second, in.controls = now, 0
-	}
-	if in.controls++; in.controls > maxControls {
-		in.fail(failure{CloseOverloaded, "Too many pings in a second."})
+	if e.flood.tooMany(e.c.heard.Load()) {
+		e.fail(failure{CloseOverloaded, "Too many pings in a second."})
 		return
 	}
 	switch op {
 	case ws.OpPing:
-		_ = in.c.Send(serverFrame(ws.OpPong, payload)) // closing, or slow and closed: nothing else to do
+		_ = e.c.Send(serverFrame(ws.OpPong, payload)) // closing, or slow and closed: nothing else to do
 	case ws.OpClose:
 		code, ok := closeOf(payload)
 		if !ok {
-			in.fail(failure{CloseProtocol, "The close frame is malformed."})
+			e.fail(failure{CloseProtocol, "The close frame is malformed."})
 			return
 		}
-		in.deaf = true
-		if in.c.peerClosed(code) {
-			in.s.cut()
-		}
+		e.deaf = true
+		e.goodbye = e.c.peerClosed(code)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"crypto/sha1" //nolint:gosec // RFC 6455 §4.2.2
 	"encoding/base64"
-	"errors"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -336,9 +335,6 @@ func (w *reply) Write(b []byte) (int, error) {
 	w.body = append(w.body, b...)
 	return len(b), nil
 }
-
-// SetReadDeadline and its likes are for http.ResponseController; a loop has timings of its own.
-func (w *reply) SetReadDeadline(time.Time) error { return errors.ErrUnsupported }
 
 func (w *reply) again() bool {
 	w.repeat = w.loop

@@ -613,3 +613,44 @@ func TestLoopsEndBehindData(t *testing.T) {
 		nc.Close()
 	}
 }
+
+// TestLoopsPingFlood: who sends nothing but pings is sent away, whether they come all at once or each after the answer to the one before.
+func TestLoopsPingFlood(t *testing.T) {
+	t.Parallel()
+	ping := clientFrame(true, ws.OpPing, nil)
+	for name, flood := range map[string]func(nc net.Conn) CloseCode{
+		"at once": func(nc net.Conn) CloseCode {
+			go func() { _, _ = nc.Write(bytes.Repeat(ping, 100*maxControls)) }()
+			return readClose(t, nc)
+		},
+		"one by one": func(nc net.Conn) CloseCode {
+			for range 1000 * maxControls {
+				if _, err := nc.Write(ping); err != nil {
+					t.Fatal(err)
+				}
+				op, p, err := readServerFrame(nc)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if op == ws.OpClose {
+					return CloseCode(uint16(p[0])<<8 | uint16(p[1]))
+				}
+			}
+			return CloseNormal
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder()
+			s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler { return rec }, noHot, nil)
+			nc := s.raw(t)
+			if got := flood(nc); got != CloseOverloaded {
+				t.Fatalf("closed with %s", got.format())
+			}
+			nc.Close()
+			if got := rec.code(t.Context(), t); got != CloseOverloaded {
+				t.Fatalf("OnClose %s", got.format())
+			}
+		})
+	}
+}

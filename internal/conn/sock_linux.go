@@ -3,9 +3,7 @@ package conn
 import (
 	"errors"
 	"sync/atomic"
-	"time"
 
-	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +19,7 @@ type sock struct {
 	fd         int     // < 0: ended
 	slot       int32
 	generation int32
+	flood      flood
 	deaf       bool // the peer broke the protocol or said goodbye: read on only to see the end
 	between    bool // no byte of a next request has come
 	away       bool // a handler works on its request elsewhere
@@ -123,7 +122,7 @@ func (l *loop) feed(s *sock, b []byte) {
 		return
 	}
 	in := &l.parse
-	in.c, in.deaf, in.held, in.goodbye = s.conn, false, false, false
+	in.ears, in.held = ears{c: s.conn, flood: s.flood}, false
 	if s.parser != nil {
 		in.p, s.parser = *s.parser, nil
 	}
@@ -131,7 +130,7 @@ func (l *loop) feed(s *sock, b []byte) {
 	if fail != nil {
 		in.fail(*fail)
 	}
-	s.deaf = in.deaf
+	s.deaf, s.flood = in.deaf, in.flood
 	if limit := in.p.limit; s.deaf {
 		in.p = parser{limit: limit}
 	} else if in.p.midway() {
@@ -234,20 +233,9 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 			s.conn.writing.Store(l.now)
 		}
 	}
-	c := s.conn
 	l.sent += len(batch)
 	l.writes++
-	room, finished := c.wrote(batch)
-	if since != 0 {
-		l.s.t.metrics.write.Observe(time.Duration(time.Now().UnixNano() - since).Seconds())
-	}
-	if committed != 0 {
-		l.s.t.metrics.delivery.Observe(time.Duration(ticks(time.Now()) - committed).Seconds())
-	}
-	if room != nil {
-		room()
-	}
-	if finished {
+	if l.s.t.wrote(s.conn, batch, since, committed) {
 		l.end(s)
 		return false
 	}
@@ -273,17 +261,10 @@ func (l *loop) put(s *sock, b []byte) (n int, ok bool) {
 
 // hearing turns what a loop reads of a connection into callbacks. A loop has one, for all of its connections in turn.
 type hearing struct {
-	c        *Conn
+	ears
 	p        parser
-	deaf     bool // the peer broke the protocol or said goodbye
 	held     bool // reading was paused by a message
-	goodbye  bool // both sides have said goodbye
 	messages int
-}
-
-func (h *hearing) fail(f failure) {
-	h.deaf = true
-	h.c.Close(f.code, f.reason)
 }
 
 // text implements sink.
@@ -295,23 +276,4 @@ func (h *hearing) text(payload []byte) (more bool) {
 	h.c.table.hear(h.c, payload)
 	h.held = h.c.isPaused()
 	return !h.held
-}
-
-// control implements sink.
-func (h *hearing) control(op ws.OpCode, payload []byte) {
-	if h.deaf {
-		return
-	}
-	switch op {
-	case ws.OpPing:
-		_ = h.c.Send(serverFrame(ws.OpPong, payload)) // closing, or slow and closed: nothing else to do
-	case ws.OpClose:
-		code, ok := closeOf(payload)
-		if !ok {
-			h.fail(failure{CloseProtocol, "The close frame is malformed."})
-			return
-		}
-		h.deaf = true
-		h.goodbye = h.c.peerClosed(code)
-	}
 }
