@@ -8,7 +8,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -68,7 +67,7 @@ func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Ha
 		}
 		var answer []byte
 		if err == nil {
-			c.again = func() bool { return conn.Again(w) }
+			c.w = w
 			answer, err = do(r, c)
 		}
 		if errors.Is(err, errAgain) {

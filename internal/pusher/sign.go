@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
@@ -91,8 +92,11 @@ type call struct {
 	app    petrel.AppID
 	params params
 	body   []byte
-	again  func() bool // true: it is on a loop and must not wait; return errAgain, having changed nothing
+	w      http.ResponseWriter
 }
+
+// again says that the call is on a loop and must not wait: return errAgain, having changed nothing.
+func (c *call) again() bool { return conn.Again(c.w) }
 
 // errAgain is what a call returns that is made once more where it may wait.
 var errAgain = errors.New("pusher: again")
