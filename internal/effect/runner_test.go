@@ -161,7 +161,9 @@ func TestWaitsAgain(t *testing.T) {
 				return errors.New("500")
 			}
 			return nil
-		}, nil)
+		}, func(o *Options) {
+			o.Policies = map[string]Policy{"test": {Attempts: 4, First: time.Second, Longest: time.Second, Timeout: time.Hour}}
+		})
 		both := func() {
 			for i := range lanes {
 				s.queue(1, "a", fmt.Sprint("t", i), time.Now().UnixMilli())
@@ -171,9 +173,29 @@ func TestWaitsAgain(t *testing.T) {
 		time.Sleep(time.Second) // the first of each lane run
 		both()
 		close(gate)
-		time.Sleep(time.Hour)
+		time.Sleep(lookAgain / 2) // before the next look through everything, which would find it
 		if done, _ := s.counts("a"); done != 2*lanes {
 			t.Errorf("%d of %d are done", done, 2*lanes)
+		}
+		r.Stop()
+	})
+}
+
+// TestLooksAgain: a job that nobody gave notice of is found all the same.
+func TestLooksAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		s.queue(1, "a", "t", 0)
+		r := work(t, s, func(context.Context, job.Job, int) error { return nil }, nil)
+		time.Sleep(2 * time.Second)
+		s.mu.Lock()
+		s.notify = nil
+		s.mu.Unlock()
+		s.queue(1, "a", "other", 0)
+		time.Sleep(2 * lookAgain)
+		if done, _ := s.counts("a"); done != 2 {
+			t.Errorf("%d of 2 are done", done)
 		}
 		r.Stop()
 	})
