@@ -99,6 +99,7 @@ test-browser: ## two browsers chat: the page in Debian's Chromium against a real
 
 .PHONY: test-conformance
 test-conformance: ## the real Pusher clients against bin/petrel, in Node and Chromium, on one node and on three
+	@$(STEP) 'openssl, for the trigger by hand' bash tools/need.sh openssl openssl
 	@$(STEP) 'conformance: npm ci' bash tools/npm-ci.sh conformance
 	@$(STEP) 'bin/petrel' $(MAKE) --no-print-directory build
 	@$(STEP) 'Chromium' bash tools/need-chromium.sh
