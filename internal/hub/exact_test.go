@@ -706,6 +706,7 @@ func TestReported(t *testing.T) {
 			return s
 		}
 		listen()
+		<-time.After(time.Second) // it counts once it is admitted
 		defer nodes[0].Watch(ch, func(Here) {})()
 		<-time.After(time.Second)
 		listen()
