@@ -10,7 +10,7 @@
 // and per app, and the handshake. There is no Origin check and no cookie: whoever asks shows a
 // token, and a browser never sends one along by itself, so any origin may ask (CORS answers *, without credentials).
 //
-// TLS is ended here when Options.TLS is set; behind a proxy that ends it, name that one's addresses in TrustedProxies.
+// TLS is ended here for listeners given to ServeTLS; behind a proxy that ends it, name that one's addresses in TrustedProxies.
 package gateway
 
 import (
@@ -62,9 +62,6 @@ type Authenticator interface {
 type Options struct {
 	Auth  Authenticator // required
 	Conns *conn.Table   // required: where sockets and streams are opened
-
-	// TLS ends here when it is set; connections then have a goroutine each. nil: put a proxy in front, or serve in the clear.
-	TLS *tls.Config
 
 	MaxHeaderBytes int           // default 16 KiB (net/http adds 4 KiB)
 	MaxBodyBytes   int64         // of a request, unless its route says otherwise; default 64 KiB
@@ -189,12 +186,9 @@ func New(o Options) *Gateway {
 }
 
 // Serve accepts on ln until Drain or Stop; then it returns nil. Where it can, loops accept and keep what is hot (conn.Server), and the
-// rest goes to net/http; else net/http serves everything.
+// rest goes to net/http; else net/http serves everything. At most one listener is served so, beside any number by ServeTLS.
 func (g *Gateway) Serve(ln net.Listener) error {
 	accepting := &listener{Listener: ln, g: g}
-	if g.opt.TLS != nil {
-		return served(g.server.Serve(tls.NewListener(accepting, g.opt.TLS)))
-	}
 	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
 		Hot: g.isHot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
 		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
@@ -210,6 +204,11 @@ func (g *Gateway) Serve(ln net.Listener) error {
 		err = g.server.Serve(accepting)
 	}
 	return served(err)
+}
+
+// ServeTLS is Serve with TLS, which ends here; connections have a goroutine each.
+func (g *Gateway) ServeTLS(ln net.Listener, cfg *tls.Config) error {
+	return served(g.server.Serve(tls.NewListener(&listener{Listener: ln, g: g}, cfg)))
 }
 
 // keep notes the loops, for Stop to end them; false when it came first.

@@ -45,8 +45,9 @@ type Config struct {
 
 	PublicURL string `koanf:"public-url" placeholder:"URL" help:"Address of this node as clients write it, like https://n1.chat.example. Who has to move is told where the other nodes are."`
 
-	TLSCert string `koanf:"tls-cert" placeholder:"FILE" help:"Certificate (PEM, with its chain) of the public listener: it then speaks TLS alone. Read again when the file changes."`
-	TLSKey  string `koanf:"tls-key" placeholder:"FILE" help:"Its key."`
+	TLSCert   string `koanf:"tls-cert" placeholder:"FILE" help:"Certificate (PEM, with its chain) of the public listener: it then speaks TLS alone, unless there is tls-listen. Read again when the file changes."`
+	TLSKey    string `koanf:"tls-key" placeholder:"FILE" help:"Its key."`
+	TLSListen string `koanf:"tls-listen" placeholder:"HOST:PORT" help:"A second public listener, which speaks TLS; --listen then stays in the clear, for what is behind the same wall."`
 
 	Peer           string `koanf:"peer" placeholder:"HOST:PORT" help:"TLS port between nodes, as the others reach it. Alone, it founds a cell, or makes one of a node that ran alone."`
 	Join           string `koanf:"join" placeholder:"HOST:PORT,…" help:"Peer ports of nodes of the cell that this node joins. Needed once: later it knows them."`
@@ -282,7 +283,10 @@ func (c *Config) problems(origin map[string]string) []error {
 	if c.Data == "" {
 		bad("data", "the data folder may not be empty")
 	}
-	for _, l := range []struct{ name, addr string }{{"listen", c.Listen}, {"admin", c.Admin}} {
+	for _, l := range []struct{ name, addr string }{{"listen", c.Listen}, {"admin", c.Admin}, {"tls-listen", c.TLSListen}} {
+		if l.name == "tls-listen" && l.addr == "" {
+			continue
+		}
 		_, port, err := net.SplitHostPort(l.addr)
 		if n, perr := strconv.Atoi(port); err != nil || perr != nil || n < 0 || n > 65535 {
 			bad(l.name, "%s is %q; it must be HOST:PORT, like 127.0.0.1:8080", l.name, l.addr)
@@ -309,6 +313,9 @@ func (c *Config) problems(origin map[string]string) []error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("tls-cert", "tls-cert and tls-key belong together; one of them is missing")
+	}
+	if c.TLSListen != "" && c.TLSCert == "" {
+		bad("tls-listen", "tls-listen needs tls-cert and tls-key")
 	}
 	if c.MaxConnections < 1 || c.MaxConnections > 10_000_000 {
 		bad("max-connections", "max-connections is %d; it must be between 1 and 10,000,000", c.MaxConnections)

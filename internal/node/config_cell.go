@@ -114,7 +114,7 @@ func (c *Config) publicURL(listen string) string {
 
 // scheme is how an address of the public listener begins.
 func (c *Config) scheme() string {
-	if c.TLSCert != "" {
+	if c.TLSCert != "" && c.TLSListen == "" {
 		return "https://"
 	}
 	return "http://"

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -10,6 +11,43 @@ import (
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
+
+// entrance is a public listener.
+type entrance struct {
+	listener net.Listener
+	secured  *tls.Config // nil: in the clear
+	door     *door
+}
+
+// openEntrances opens the public listeners: --listen, and the one with TLS where that has its own.
+func (n *Node) openEntrances(ctx context.Context) error {
+	secured, err := openKeyPair(&n.cfg, n.logger)
+	if err != nil {
+		return err
+	}
+	open := func(name, addr string, secured *tls.Config) error {
+		l, err := listen(ctx, name, addr)
+		if err != nil {
+			return err
+		}
+		n.entrances = append(n.entrances, &entrance{l, secured, openDoor(l, secured, n.health.waitsFor)})
+		return nil
+	}
+	if n.cfg.TLSListen == "" {
+		return open("listen", n.cfg.Listen, secured)
+	}
+	if err := open("listen", n.cfg.Listen, nil); err != nil {
+		return err
+	}
+	return open("tls-listen", n.cfg.TLSListen, secured)
+}
+
+func (e *entrance) serve(g *gateway.Gateway) error {
+	if e.secured != nil {
+		return g.ServeTLS(e.listener, e.secured)
+	}
+	return g.Serve(e.listener)
+}
 
 // door answers on the public listener while the node starts: the address is taken by then, and whoever comes would
 // otherwise wait for an answer until the log has a leader.

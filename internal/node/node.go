@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -91,15 +90,13 @@ type Node struct {
 	webhooks  webhooks
 	directory *identity.Directory
 
-	adminListener  net.Listener
-	door           *door        // answers on the public listener until people are let in
-	publicTLS      *tls.Config  // nil: the public listener speaks in the clear
-	publicListener net.Listener // open before anything is founded: a taken address leaves the folder as it was
-	admin          *adminServer
-	public         *publicSide
-	api            atomic.Pointer[api.API] // of public, for who comes from another goroutine
-	pusher         atomic.Pointer[pusher.Server]
-	demoApp        petrel.AppID
+	adminListener net.Listener
+	entrances     []*entrance // open before anything is founded: a taken address leaves the folder as it was
+	admin         *adminServer
+	public        *publicSide
+	api           atomic.Pointer[api.API] // of public, for who comes from another goroutine
+	pusher        atomic.Pointer[pusher.Server]
+	demoApp       petrel.AppID
 
 	leaving    sync.Once
 	background sync.WaitGroup // of leave
@@ -130,13 +127,9 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 		}
 	}()
 	if !o.Offline {
-		if n.publicListener, err = listen(ctx, "listen", n.cfg.Listen); err != nil {
+		if err := n.openEntrances(ctx); err != nil {
 			return nil, err
 		}
-		if n.publicTLS, err = openKeyPair(&n.cfg, n.logger); err != nil {
-			return nil, err
-		}
-		n.door = openDoor(n.publicListener, n.publicTLS, n.health.waitsFor)
 		if err := n.openAdmin(ctx); err != nil {
 			return nil, err
 		}
@@ -240,7 +233,7 @@ func (n *Node) Start(ctx context.Context) error {
 		n.cell.public.Store(&addr)
 		n.cell.announce()
 	}
-	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), TLS: n.publicTLS != nil, Admin: n.AdminAddr()}); err != nil {
+	if err := n.lock.write(Owner{PID: pid(), Listen: n.Addr(), TLS: n.entrances[0].secured != nil, Admin: n.AdminAddr()}); err != nil {
 		n.logger.Warn("the data folder's lock cannot name the listeners: command line tools need --admin", "error", err)
 	}
 	if n.agreement != nil {
@@ -248,7 +241,7 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	n.jobs.Load().Start()
 	n.startWebhooks()
-	n.logger.Info("ready", "listen", n.Addr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
+	n.logger.Info("ready", "listen", n.Addr(), "tls_listen", n.TLSAddr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
 	return n.notice(n.opt.Notice, app, made)
 }
 
@@ -257,7 +250,15 @@ func (n *Node) Addr() string {
 	if n.public == nil {
 		return ""
 	}
-	return n.public.listener.Addr().String()
+	return n.entrances[0].listener.Addr().String()
+}
+
+// TLSAddr is the address of the public listener that speaks TLS beside one in the clear. "" when there is none.
+func (n *Node) TLSAddr() string {
+	if n.public == nil || len(n.entrances) < 2 {
+		return ""
+	}
+	return n.entrances[1].listener.Addr().String()
 }
 
 // AdminAddr is the address of the admin listener.
@@ -341,9 +342,11 @@ func (n *Node) Stop() error {
 		if n.cell != nil {
 			errs = append(errs, n.cell.close())
 		}
-		if n.publicListener != nil && n.public == nil {
-			n.door.close()
-			errs = append(errs, n.publicListener.Close())
+		if n.public == nil {
+			for _, e := range n.entrances {
+				e.door.close()
+				errs = append(errs, e.listener.Close())
+			}
 		}
 		if n.admin != nil {
 			errs = append(errs, n.admin.server.Close())

@@ -3,9 +3,9 @@ package node
 import (
 	"context"
 	"crypto/sha256"
-	"net"
 	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,12 +22,11 @@ const reservedFiles = 256
 
 // publicSide is everything that strangers can reach.
 type publicSide struct {
-	listener net.Listener
-	gateway  *gateway.Gateway
-	conns    *conn.Table
-	api      *api.API
-	pusher   *pusher.Server
-	served   chan struct{} // closed when Serve has returned
+	gateway *gateway.Gateway
+	conns   *conn.Table
+	api     *api.API
+	pusher  *pusher.Server
+	served  sync.WaitGroup // of the entrances
 }
 
 // openPublic builds the public side and lets people in.
@@ -36,12 +35,12 @@ func (n *Node) openPublic() error {
 	if err != nil {
 		return err
 	}
-	p := &publicSide{listener: n.publicListener, served: make(chan struct{})}
+	p := &publicSide{}
 	p.conns = conn.NewTable(conn.Options{Logger: n.logger, Registerer: n.reg})
 	sockets, conns := socketLimits(n.cfg.MaxConnections, openFilesLimit())
 	p.gateway = gateway.New(gateway.Options{
 		Auth: authenticator{n.directory}, Conns: p.conns, MaxSockets: sockets, MaxConns: conns,
-		TLS: n.publicTLS, TrustedProxies: proxies, Logger: n.logger, Registerer: n.reg,
+		TrustedProxies: proxies, Logger: n.logger, Registerer: n.reg,
 	})
 	if conns < n.cfg.MaxConnections {
 		n.logger.Warn("fewer connections than configured: the process may not open more files", "connections", conns, "configured", n.cfg.MaxConnections)
@@ -51,13 +50,14 @@ func (n *Node) openPublic() error {
 	n.mountDemo(p.gateway)
 	p.gateway.Handle("/", gateway.Route{Access: gateway.Public}, n.webHandler())
 	p.conns.Start()
-	n.door.close()
-	go func() {
-		defer close(p.served)
-		if err := p.gateway.Serve(p.listener); err != nil {
-			n.fail(err)
-		}
-	}()
+	for _, e := range n.entrances {
+		e.door.close()
+		p.served.Go(func() {
+			if err := e.serve(p.gateway); err != nil {
+				n.fail(err)
+			}
+		})
+	}
 	n.public = p
 	n.api.Store(p.api)
 	n.pusher.Store(p.pusher)
@@ -70,7 +70,7 @@ func (p *publicSide) drain(ctx context.Context, window time.Duration) error {
 
 func (p *publicSide) stop() {
 	p.gateway.Stop()
-	<-p.served
+	p.served.Wait()
 	p.api.Stop()
 	p.pusher.Stop()
 }

@@ -86,6 +86,35 @@ func TestPublicTLS(t *testing.T) {
 	}
 }
 
+// TestBothListeners: one in the clear and one with TLS lead to the same node.
+func TestBothListeners(t *testing.T) {
+	t.Parallel()
+	cert, key, trust := writeCertificate(t, t.TempDir(), 1, time.Now())
+	n, _ := openNode(t, func(c *Config) { c.TLSCert, c.TLSKey, c.TLSListen = cert, key, "127.0.0.1:0" })
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trust}}}
+	defer client.CloseIdleConnections()
+	for _, url := range []string{"http://" + n.Addr(), "https://" + n.TLSAddr()} {
+		resp, err := client.Get(url + "/v1/openapi.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", url, resp.Status)
+		}
+	}
+	c, _, err := websocket.Dial(t.Context(), "wss://"+n.TLSAddr()+"/app/no-such-key?protocol=7", &websocket.DialOptions{HTTPClient: client}) //nolint:bodyclose // upgraded
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, _, err = c.Read(t.Context())
+	}
+	if websocket.CloseStatus(err) != 4001 {
+		t.Fatal(err)
+	}
+}
+
 func TestCertificateIsReadAgain(t *testing.T) {
 	t.Parallel()
 	dir, begin := t.TempDir(), time.Now().Add(-time.Hour)
