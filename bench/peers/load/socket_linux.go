@@ -110,6 +110,8 @@ func rawRead(fd int32, p []byte) (int, error) {
 func rawWrite(fd int32, p []byte) error {
 	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 	switch {
+	case errno == unix.EINTR: // nothing was taken
+		return rawWrite(fd, p)
 	case errno != 0:
 		return fmt.Errorf("write: %w", errno)
 	case int(n) < len(p):

@@ -41,7 +41,7 @@ type wire struct {
 
 func (w *wire) Read(p []byte) (int, error) {
 	if w.blocking {
-		n, err := unix.Read(int(w.fd), p)
+		n, err := uninterrupted(func() (int, error) { return unix.Read(int(w.fd), p) })
 		if n == 0 && err == nil {
 			err = io.EOF
 		}
@@ -52,6 +52,15 @@ func (w *wire) Read(p []byte) (int, error) {
 		return 0, os.ErrDeadlineExceeded // a net.Error that is temporary
 	}
 	return n, err
+}
+
+// uninterrupted calls again what the runtime's signals ended, as they do for a socket with a time limit (man 7 signal).
+func uninterrupted(call func() (int, error)) (n int, err error) {
+	for {
+		if n, err = call(); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EALREADY) {
+			return n, err
+		}
+	}
 }
 
 func (w *wire) Write(p []byte) (int, error) {
@@ -180,7 +189,8 @@ func dialTLS(ctx context.Context, addr string) (s socket, err error) {
 	if err != nil {
 		return s, err
 	}
-	if err := unix.Connect(fd, sa); err != nil {
+	_, err = uninterrupted(func() (int, error) { return 0, unix.Connect(fd, sa) })
+	if err != nil && !errors.Is(err, unix.EISCONN) { // an interrupted one may be done by the time of the next
 		return s, err
 	}
 	w := &wire{fd: s.fd, blocking: true}
