@@ -54,11 +54,14 @@ func (h *Hub) subscribeExact(s *Subscription) (*Subscription, error) {
 	h.listen(c)
 	h.follow(c, s)
 	if h.admissible(c, s, s.from) {
-		if err := h.admit(c, s, s.from); err != nil {
+		switch in, err := h.letIn(c, s, s.from); {
+		case err != nil:
 			s.remove()
 			return nil, err
+		case in:
+			h.admit(c, s, s.from)
+			return s, nil
 		}
-		return s, nil
 	}
 	c.waiting = append(c.waiting, s)
 	h.mark(c)
@@ -85,26 +88,33 @@ func (h *Hub) admitWaiting(c *channel, now time.Time) {
 	waiting := c.waiting
 	c.waiting = nil
 	for _, s := range waiting {
+		if s.mode != pending {
+			continue
+		}
+		in, err := false, error(nil)
+		if h.admissible(c, s, now) {
+			in, err = h.letIn(c, s, now)
+		}
 		switch {
-		case s.mode != pending:
-		case !h.admissible(c, s, now):
+		case in:
+			h.admit(c, s, now)
+		case err == nil:
 			c.waiting = append(c.waiting, s)
 		default:
-			if err := h.admit(c, s, now); err != nil {
-				s.remove()
-				if s.to.Ended != nil {
-					h.lane.after = append(h.lane.after, func() { s.to.Ended(s, err) })
-				}
+			s.remove()
+			if s.to.Ended != nil {
+				h.lane.after = append(h.lane.after, func() { s.to.Ended(s, err) })
 			}
 		}
 	}
 }
 
-// admit makes s live, unless the channel is full: what it must hear first is queued before anything else; the shard's lock is held.
-func (h *Hub) admit(c *channel, s *Subscription, now time.Time) error {
-	if err := h.letIn(c, s); err != nil {
-		return err
+// admit makes s live: what it must hear first is queued before anything else; the shard's lock is held.
+func (h *Hub) admit(c *channel, s *Subscription, now time.Time) {
+	if c.places != nil {
+		delete(c.places.claims, s)
 	}
+	c.makeRoom(s)
 	s.mode = live
 	h.enter(c, s)
 	if s.to.Admitted != nil {
@@ -122,25 +132,6 @@ func (h *Hub) admit(c *channel, s *Subscription, now time.Time) error {
 	if s.to.Last {
 		h.giveLast(c, s)
 	}
-	return nil
-}
-
-// letIn refuses a member who is not there when the channel is full.
-func (h *Hub) letIn(c *channel, s *Subscription) error {
-	m, limit, v := s.to.Member, s.to.MaxMembers, c.view
-	if m == nil || limit <= 0 || v == nil || v.shows(m.ID) {
-		return nil
-	}
-	if len(v.count) >= limit {
-		h.metrics.full.Inc()
-		return petrel.Errorf(petrel.CodeLimitReached, "The channel has %d members already, which is as many as it may have.", len(v.count))
-	}
-	if v.shown() >= limit { // those who left a moment ago make room
-		for user := range v.held {
-			v.release(user)
-		}
-	}
-	return nil
 }
 
 // showExact tells the channel's subscribers, watchers and observer what changed; the shard's lock is held. It says whether something waits for its time.

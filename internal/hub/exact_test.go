@@ -242,7 +242,8 @@ func TestExactMemberLimit(t *testing.T) {
 		wantFrames(t, again, "2:ann=of ann,bob=of bob")
 		ann.forget()
 		bob.Close()
-		nodes[0].enter(t, &ear{}, "cat", two) // at once: who just left makes room
+		nodes[0].enter(t, &ear{}, "cat", two) // who just left makes room
+		<-time.After(leaveAfter / 2)
 		wantFrames(t, ann, "-bob", "+cat=of cat")
 		<-time.After(time.Minute)
 		wantFrames(t, ann)

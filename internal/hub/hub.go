@@ -36,13 +36,13 @@
 //   - A subscription to an exact channel is offered everything that is published on the channel, on whatever node, after it was admitted, as far as links
 //     carry it; one that wants to know who is there is given one list, with itself on it, and from then on each arrival and departure of another
 //     once and in an order that fits. A move between nodes within a second is neither.
+//   - An exact channel never has more members than it may have, over all nodes, while every node can ask every other (places.go).
 //   - Who is there: once links and nodes are well again, every node shows for every channel exactly the users that have a subscription
 //     on some living node (plus, for a second, those that just left). A node that is not alive counts for nothing, whatever of it still arrives.
 //
 // What fails: History failing is tried again with growing pauses; the subscription waits, it is never skipped over. A report of
 // presence that is lost is noticed by its version, or by the next summary, and asked for. A node that does not answer delays a subscription to an exact
-// channel by half a second, and no more; what it had is told when it is heard. Two who come to a channel that is almost full at once, on two nodes,
-// may both be let in: the limit is held against what a node knows.
+// channel by half a second, and no more; what it had is told when it is heard.
 package hub
 
 import (
@@ -176,6 +176,7 @@ type channel struct {
 	subs    []*Subscription
 	waiting []*Subscription // pending, or not any more; in the order in which they came
 	last    last
+	places  *places // nil: nobody claims one
 	// observed: the view stays as long as the observer wants it and there is somebody.
 	observed bool
 	head     uint64 // newest seq offered live, or known from a hand-over
@@ -223,8 +224,7 @@ type Request struct {
 	After      uint64        // the last seq the subscriber has. Rooms only
 	Durable    bool          // only what has a seq is wanted
 	Presence   bool          // who is there is wanted: a Roster first, then who comes and goes
-	// MaxMembers is how many users may be in the channel, over all nodes, for a new one to be let in; 0: any number. One who is there already always is.
-	// Exact channels only.
+	// MaxMembers is how many users may be in the channel, over all nodes, for a new one to be let in; 0: any number (places.go). Exact channels only.
 	MaxMembers int
 	Counts     bool // changes of the number of subscriptions are wanted, as publications of TypeCount. Exact channels only
 	// Last asks for the channel's last publication (Options.Last), right after Admitted and the Roster, and before any newer one. Exact channels only.
@@ -334,6 +334,9 @@ func (s *Subscription) remove() {
 	c.subs[last] = nil
 	c.subs = c.subs[:last]
 	s.index = -1
+	if c.places != nil {
+		delete(c.places.claims, s)
+	}
 	s.hub.unfollow(c, s)
 	s.hub.leave(c, s)
 	s.hub.forget(s.shard, c)

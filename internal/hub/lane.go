@@ -36,14 +36,16 @@ type lane struct {
 	mu        sync.Mutex // guards what follows
 	dirty     []*channel // have something to tell; each once
 	asked     map[petrel.Channel]struct{}
-	called    map[Bucket]struct{} // somebody wants to know what is in it
-	listeners map[Bucket]int      // channels in it
-	recount   bool                // listeners may not be what is listened to
-	anew      bool                // everything is looked at again
-	ready     map[Bucket]bool     // it is listened to, and the other nodes know
-	asking    bool                // they are being asked whether they do
-	lasts     []petrel.Channel    // whose last publication other nodes are to be asked for
-	lasting   bool                // they are being asked
+	called    map[Bucket]struct{}         // somebody wants to know what is in it
+	listeners map[Bucket]int              // channels in it
+	recount   bool                        // listeners may not be what is listened to
+	anew      bool                        // everything is looked at again
+	ready     map[Bucket]bool             // it is listened to, and the other nodes know
+	asking    bool                        // they are being asked whether they do
+	lasts     []petrel.Channel            // whose last publication other nodes are to be asked for
+	lasting   bool                        // they are being asked
+	claims    map[petrel.Channel]struct{} // somebody claims a place in them
+	claiming  bool                        // the other nodes are being asked
 
 	// The goroutine's own.
 	version uint64 // of the newest report of any channel: it only grows in one life of the node
@@ -61,6 +63,7 @@ func (l *lane) init() {
 	l.peers.Store(&map[petrel.NodeID]uint64{})
 	l.asked, l.called, l.listeners = map[petrel.Channel]struct{}{}, map[Bucket]struct{}{}, map[Bucket]int{}
 	l.ready, l.owned = map[Bucket]bool{}, map[Bucket]bool{}
+	l.claims = map[petrel.Channel]struct{}{}
 	l.heard, l.out = map[Bucket]func(){}, map[Bucket][]byte{}
 }
 
@@ -316,6 +319,7 @@ func (h *Hub) tend(c *channel, now time.Time) {
 	h.observe(c)
 	h.admitWaiting(c, now)
 	waits := h.report(c, now, false)
+	waits = c.tendPlaces(now) || waits
 	if v := c.view; v != nil {
 		waits = h.askWhoLacks(c, v, now) || waits
 		waits = h.show(c, v, now) || waits

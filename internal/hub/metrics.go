@@ -7,8 +7,8 @@ type metrics struct {
 	offered, replayed     prometheus.Counter
 	gaps, refused, failed prometheus.Counter
 
-	whispered, dropped, received, damaged, asks, full prometheus.Counter
-	sent                                              *prometheus.CounterVec
+	whispered, dropped, received, damaged, asks, full, claims, unsure prometheus.Counter
+	sent                                                              *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
@@ -34,13 +34,15 @@ func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
 		damaged:   counter("petrel_hub_relay_damaged_total", "Payloads from other nodes that could not be read."),
 		asks:      counter("petrel_hub_presence_asks_total", "Times another node was asked for all of its users of a channel."),
 		full:      counter("petrel_hub_channels_full_total", "Subscriptions refused because a channel had as many members as it may have."),
+		claims:    counter("petrel_hub_places_asked_total", "Times the other nodes were asked about those who are new in channels that are almost full."),
+		unsure:    counter("petrel_hub_places_unsure_total", "Times a node did not answer that, so that what it reported last counted."),
 		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "petrel_hub_relay_sent_total", Help: "Payloads given to the relay for other nodes, by whether it took them.",
 		}, []string{"result"}),
 	}
 	if reg != nil {
 		reg.MustRegister(m.offer, m.page, m.resume, m.offered, m.replayed, m.gaps, m.refused, m.failed,
-			m.whispered, m.dropped, m.received, m.damaged, m.asks, m.full, m.sent,
+			m.whispered, m.dropped, m.received, m.damaged, m.asks, m.full, m.claims, m.unsure, m.sent,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "petrel_hub_catching_up", Help: "Subscriptions waiting for their next page."},
 				func() float64 { return float64(h.queue.waiting()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "petrel_hub_channels", Help: "Channels with a local subscriber."},

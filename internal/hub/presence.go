@@ -173,7 +173,7 @@ func (h *Hub) recount(c *channel) {
 
 // forget drops a channel that nothing needs any more; the shard's lock is held.
 func (h *Hub) forget(sh *shard, c *channel) {
-	if len(c.subs) > 0 || c.view != nil || len(c.was) > 0 || c.uncount || sh.channels[c.name] != c {
+	if len(c.subs) > 0 || c.view != nil || len(c.was) > 0 || c.uncount || c.places != nil || sh.channels[c.name] != c {
 		return
 	}
 	delete(sh.channels, c.name)

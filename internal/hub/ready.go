@@ -19,6 +19,7 @@ func (l *lane) isReady(b Bucket) bool {
 // startAsking begins what takes a way to other nodes and back: one round of each sort at a time. It is called by the lane's goroutine.
 func (h *Hub) startAsking(ctx context.Context) {
 	h.startLasts(ctx)
+	h.startClaims(ctx)
 	l := &h.lane
 	if len(l.soon) == 0 && !h.someoneWaits() {
 		return

@@ -21,6 +21,7 @@ import (
 //	tell    topic, app, payload; what its handler gave
 //	census  census.go
 //	lasts   last.go
+//	places  places.go
 const formatAsk = 1
 
 const (
@@ -28,6 +29,7 @@ const (
 	askTell
 	askCensus
 	askLasts
+	askPlaces
 )
 
 // maxAnswer is about how long an answer gets; what does not fit is asked for again. A bus takes 256 KiB.
@@ -138,6 +140,12 @@ func (h *Hub) Answer(ctx context.Context, _ petrel.NodeID, payload []byte) (answ
 			return nil, errAsk
 		}
 		return h.appendLasts(answer, channels), nil
+	case askPlaces:
+		channels := in.channels()
+		if !in.ok {
+			return nil, errAsk
+		}
+		return h.appendPlaces(answer, channels), nil
 	}
 	return nil, errAsk
 }
