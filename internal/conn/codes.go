@@ -55,6 +55,15 @@ var names = map[CloseCode]string{
 	CloseReconnect: "reconnect", CloseSlow: "slow", CloseSilent: "silent",
 }
 
+// sendable says whether a close frame may carry c (RFC 6455 §7.4 and the registry that it founded).
+func (c CloseCode) sendable() bool {
+	switch c {
+	case 1004, CloseNoStatus, CloseAbnormal:
+		return false
+	}
+	return c >= 1000 && c <= 1014 || c >= 3000 && c <= 4999
+}
+
 // String is a short stable word for codes of ours, "other" for a number that only the peer knows.
 func (c CloseCode) String() string {
 	if n, ok := names[c]; ok {

@@ -140,6 +140,7 @@ type Conn struct {
 	flushing  bool // a write is under way or about to be: whoever queues need not wake anyone
 	closeSent bool // the close frame is on the wire
 	peerDone  bool // the peer's close frame was read: nothing more will come
+	failed    bool // the peer broke the protocol: nothing of what comes is read, not even its close frame
 	paused    bool // reading waits
 	drainTold bool // OnDrain was called
 }
@@ -272,6 +273,24 @@ func (c *Conn) Close(code CloseCode, reason string) {
 	if wake {
 		c.stream.wake(c)
 	}
+}
+
+// fail closes for a fault of the peer's (RFC 6455 §7.1.7).
+func (c *Conn) fail(f failure) {
+	c.mu.Lock()
+	c.failed = true
+	wake := c.closeLocked(f.code, f.reason)
+	c.mu.Unlock()
+	if wake {
+		c.stream.wake(c)
+	}
+}
+
+// gaveUp says that the peer broke the protocol and was told so: our side of the socket is to end, so that the peer need not wait for it.
+func (c *Conn) gaveUp() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed && c.closeSent
 }
 
 // CloseAt makes the table close the connection with code when t has passed (to the second). The zero time forgets it.
@@ -497,6 +516,20 @@ func (c *Conn) waitResumed() {
 		c.resumed.Wait()
 	}
 	c.mu.Unlock()
+}
+
+// settle waits until nothing is being written.
+func (c *Conn) settle() {
+	c.mu.Lock()
+	var idle chan struct{}
+	if c.flushing && c.state != dead {
+		c.idle = make(chan struct{})
+		idle = c.idle
+	}
+	c.mu.Unlock()
+	if idle != nil {
+		<-idle
+	}
 }
 
 // finish ends a connection whose stream is closed: it waits for a write under way, unless the caller is who writes, frees the

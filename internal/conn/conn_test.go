@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,143 +19,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// serve runs a WebSocket server over a table and returns its URL.
-func serve(t *testing.T, tab *Table, cfg Config, handler func() Handler) string {
-	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		nc, rw, _, err := ws.UpgradeHTTP(r, w)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		early, _ := rw.Reader.Peek(rw.Reader.Buffered())
-		tab.OpenWebSocket(nc, early, cfg, handler())
-	}))
-	t.Cleanup(func() { tab.Stop(); srv.Close() })
-	return srv.URL
-}
-
-func dial(ctx context.Context, t *testing.T, url string) *websocket.Conn {
-	t.Helper()
-	c, resp, err := websocket.Dial(ctx, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if resp.Body != nil {
-		resp.Body.Close()
-	}
-	t.Cleanup(func() { _ = c.CloseNow() })
-	return c
-}
-
-func TestStrictClientEchoPingClose(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	tab := NewTable(Options{})
-	rec := newRecorder()
-	rec.onText = func(c *Conn, p []byte) {
-		if err := c.Send(TextFrame(bytes.ToUpper(p))); err != nil {
-			t.Error(err)
-		}
-	}
-	c := dial(ctx, t, serve(t, tab, Config{}, func() Handler { return rec }))
-	c.SetReadLimit(1 << 20)
-	for _, s := range []string{"hello", "", strings.Repeat("a", 126), strings.Repeat("b", 40_000), strings.Repeat("c", 64<<10)} {
-		if err := c.Write(ctx, websocket.MessageText, []byte(s)); err != nil {
-			t.Fatal(err)
-		}
-		_, got, err := c.Read(ctx)
-		if err != nil || string(got) != strings.ToUpper(s) {
-			t.Fatalf("sent %d bytes, got %d, %v", len(s), len(got), err)
-		}
-	}
-	go func() { _, _, _ = c.Read(ctx) }() // pongs are read by a reader
-	if err := c.Ping(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(websocket.StatusGoingAway, "bye"); err != nil {
-		t.Fatalf("close handshake: %v", err)
-	}
-	if code := rec.code(ctx, t); code != CloseGoingAway {
-		t.Fatalf("ended with %v", code.format())
-	}
-}
-
-func TestServerCloseIsAHandshakeAfterTheQueue(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	tab := NewTable(Options{})
-	rec := newRecorder()
-	const n = 500
-	rec.onOpen = func(c *Conn) {
-		for i := range n {
-			_ = c.Send(TextFrame(fmt.Append(nil, i)))
-		}
-		c.Close(CloseTokenExpired, "Come back with a new token.")
-		c.Close(CloseInternal, "never seen")
-		if err := c.Send(TextFrame(nil)); err != ErrClosed {
-			t.Errorf("Send after Close: %v", err)
-		}
-	}
-	c := dial(ctx, t, serve(t, tab, Config{}, func() Handler { return rec }))
-	for i := range n {
-		if _, got, err := c.Read(ctx); err != nil || string(got) != fmt.Sprint(i) {
-			t.Fatalf("frame %d: %q, %v", i, got, err)
-		}
-	}
-	_, _, err := c.Read(ctx)
-	if got := websocket.CloseStatus(err); got != websocket.StatusCode(CloseTokenExpired) {
-		t.Fatalf("close status %v (%v)", got, err)
-	}
-	if code := rec.code(ctx, t); code != CloseTokenExpired {
-		t.Fatalf("OnClose %v", code.format())
-	}
-}
-
-// TestMalformed: what breaks RFC 6455 is answered with the code it names, nothing of it reaches the handler, and OnClose comes once.
-func TestMalformed(t *testing.T) {
-	t.Parallel()
-	ok := clientFrame(true, ws.OpText, []byte("ok"))
-	for name, c := range map[string]struct {
-		in   []byte
-		want CloseCode
-	}{
-		"unmasked":           {ws.MustCompileFrame(ws.NewTextFrame([]byte("a"))), CloseProtocol},
-		"binary":             {clientFrame(true, ws.OpBinary, []byte("a")), CloseUnsupported},
-		"oversize":           {clientFrame(true, ws.OpText, make([]byte, 64<<10+1)), CloseTooBig},
-		"not utf-8":          {clientFrame(true, ws.OpText, []byte("\xff")), CloseInvalidUTF8},
-		"reserved op":        {clientFrame(true, ws.OpCode(5), nil), CloseProtocol},
-		"lone continuation":  {clientFrame(true, ws.OpContinuation, nil), CloseProtocol},
-		"one-byte close":     {clientFrame(true, ws.OpClose, []byte{3}), CloseProtocol},
-		"close 1005":         {clientFrame(true, ws.OpClose, []byte{0x03, 0xed}), CloseProtocol},
-		"close 999":          {clientFrame(true, ws.OpClose, []byte{0x03, 0xe7}), CloseProtocol},
-		"close 5000":         {clientFrame(true, ws.OpClose, []byte{0x13, 0x88}), CloseProtocol},
-		"close not utf-8":    {clientFrame(true, ws.OpClose, []byte{3, 232, 0xff}), CloseProtocol},
-		"close 3000 is fine": {clientFrame(true, ws.OpClose, []byte{0x0b, 0xb8}), 3000},
-		"empty close":        {clientFrame(true, ws.OpClose, nil), CloseNoStatus},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			tab := NewTable(Options{CloseWait: time.Minute})
-			defer tab.Stop()
-			server, client := tcpPair(t)
-			rec := newRecorder()
-			tab.OpenWebSocket(server, append([]byte(nil), ok...), Config{}, rec)
-			go func() { _, _ = client.Write(append(append([]byte(nil), c.in...), ok...)) }()
-			if got := readClose(t, client); got != c.want {
-				t.Fatalf("closed with %s, want %s", got.format(), c.want.format())
-			}
-			client.Close()
-			if got := rec.code(t.Context(), t); got != c.want {
-				t.Fatalf("OnClose %s, want %s", got.format(), c.want.format())
-			}
-			if diff := cmp.Diff([]string{"ok"}, rec.heard()); diff != "" {
-				t.Fatalf("messages:\n%s", diff)
-			}
-		})
-	}
-}
 
 // TestPingFlood: pings are answered, and a peer that sends nothing else, and much of it, is sent away. One that does not read the
 // answers costs no more than its queue.
@@ -631,7 +493,7 @@ func TestSampledSendIsMeasured(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	c := dial(t.Context(), t, serve(t, tab, Config{}, func() Handler { return rec }))
+	c := dial(t.Context(), t, "http://"+engines()["goroutines"](t, tab, Config{}, func() Handler { return rec })+"/ws")
 	for _, text := range []string{"one", "two"} {
 		if err := c.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
 			t.Fatal(err)

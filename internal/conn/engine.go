@@ -2,6 +2,7 @@ package conn
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -49,6 +50,8 @@ func (o *out) drainQueue(c *Conn) {
 		}
 		if c.table.account(c, batch, since, committed) {
 			c.stream.cut()
+		} else if half, ok := o.w.(interface{ CloseWrite() error }); ok && c.gaveUp() {
+			_ = half.CloseWrite() // the sweeper ends what does not end by this
 		}
 	}
 }
@@ -180,6 +183,9 @@ func (s *socket) read(c *Conn, early []byte) {
 			in.feed(buf[:n])
 		}
 		if err != nil {
+			if in.deaf && errors.Is(err, io.EOF) {
+				c.settle() // whoever said goodbye and has ended its side is still answered
+			}
 			return
 		}
 		switch {
@@ -250,7 +256,7 @@ func (f *flood) tooMany(now int64) bool {
 
 func (e *ears) fail(f failure) {
 	e.deaf = true
-	e.c.Close(f.code, f.reason)
+	e.c.fail(f)
 }
 
 // control implements sink.
@@ -284,11 +290,8 @@ func closeOf(payload []byte) (CloseCode, bool) {
 	if len(payload) == 1 {
 		return 0, false
 	}
-	code, reason := ws.StatusCode(binary.BigEndian.Uint16(payload)), payload[2:]
-	if ws.CheckCloseFrameData(code, "") != nil || code >= 5000 || !utf8.Valid(reason) {
-		return 0, false
-	}
-	return CloseCode(code), true
+	code := CloseCode(binary.BigEndian.Uint16(payload))
+	return code, code.sendable() && utf8.Valid(payload[2:])
 }
 
 // events is a text/event-stream answer.

@@ -121,6 +121,7 @@ type parser struct {
 	frag   bool  // a fragmented message is open
 	pieces int   // frames of it
 	msg    []byte
+	sound  int    // bytes of msg that are known to be UTF-8: whole characters
 	ctl    []byte // payload of an unfinished control frame
 	rd     bytes.Reader
 	buf    [ws.MaxHeaderSize]byte // scratch of ws.ReadHeaderBuffer
@@ -243,22 +244,44 @@ func (p *parser) payload(piece []byte, out sink) (more bool, fail *failure) {
 	if !whole || !p.h.Fin || p.frag {
 		p.msg = append(p.msg, piece...)
 		piece = p.msg
+		n, ok := characters(p.msg[p.sound:])
+		if !ok {
+			return false, notUTF8()
+		}
+		p.sound += n
 	}
-	if !done {
+	if done {
+		p.inside, p.frag = false, !p.h.Fin
+	}
+	if !done || p.frag {
 		return true, nil
 	}
-	p.inside = false
-	if p.frag = !p.h.Fin; p.frag {
-		return true, nil
-	}
-	p.pieces = 0
+	ok := utf8.Valid(piece[p.sound:])
+	p.pieces, p.sound = 0, 0
 	if p.msg = p.msg[:0]; cap(p.msg) > keepMessage {
 		p.msg = nil
 	}
-	if !utf8.Valid(piece) {
-		return false, &failure{CloseInvalidUTF8, "A text message must be UTF-8."}
+	if !ok {
+		return false, notUTF8()
 	}
 	return out.text(piece), nil
+}
+
+func notUTF8() *failure { return &failure{CloseInvalidUTF8, "A text message must be UTF-8."} }
+
+// characters is how many bytes of b are whole characters, when a piece of one may follow them at its end. It says no as soon as nothing that
+// follows could make UTF-8 of b (RFC 6455 §8.1).
+func characters(b []byte) (n int, ok bool) {
+	n = len(b)
+	for i := n - 1; i >= max(0, n-utf8.UTFMax+1); i-- {
+		if utf8.RuneStart(b[i]) {
+			if !utf8.FullRune(b[i:]) {
+				n = i
+			}
+			break
+		}
+	}
+	return n, utf8.Valid(b[:n])
 }
 
 // pingFrame is the wire's own ping, for connections without one of their protocol.

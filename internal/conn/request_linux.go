@@ -3,8 +3,6 @@ package conn
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha1" //nolint:gosec // RFC 6455 §4.2.2
-	"encoding/base64"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -101,8 +99,8 @@ func (r *requests) look(b []byte) (verdict, int) {
 		var field []byte
 		field, head, _ = bytes.Cut(head, []byte("\r\n"))
 		name, value, ok := bytes.Cut(field, []byte{':'})
-		if !ok {
-			return leave, 0
+		if !ok || !plain(name, value) {
+			return leave, 0 // also a bare line feed, which only net/http takes for the end of a line
 		}
 		switch len(name) {
 		case len("Host"):
@@ -134,6 +132,21 @@ func (r *requests) look(b []byte) (verdict, int) {
 		return whole, size
 	}
 	return short, 0
+}
+
+// plain says that a header has only what may be in its name and its value (RFC 9110 §5.5, §5.6.2).
+func plain(name, value []byte) bool {
+	for _, c := range name {
+		if c <= ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	for _, c := range value {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // handOver gives a socket to net/http.
@@ -370,13 +383,6 @@ func (w *reply) append(b, date []byte, last bool) []byte {
 		b = append(strconv.AppendInt(b, int64(len(w.body)), 10), "\r\n"...)
 	}
 	return append(append(b, "\r\n"...), w.body...)
-}
-
-// handshake accepts a WebSocket (RFC 6455 §4.2.2).
-func handshake(key string) []byte {
-	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) //nolint:gosec // the RFC's, and no secret
-	return []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " +
-		base64.StdEncoding.EncodeToString(sum[:]) + "\r\n\r\n")
 }
 
 // clean keeps a header's value on its line.

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/gobwas/ws"
 	"github.com/google/go-cmp/cmp"
 )
@@ -46,13 +45,7 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 				hot(w, r)
 				return
 			}
-			if err := CheckUpgrade(r); err != nil {
-				http.Error(w, err.Error(), http.StatusBadRequest)
-				return
-			}
-			if err := tab.Open(w, r, cfg, handler()); err != nil {
-				t.Error(err)
-			}
+			accept(t, tab, cfg, handler)(w, r)
 		}),
 		Take:    func() bool { s.open.Add(1); return true },
 		Release: func() { s.open.Add(-1) },
@@ -66,6 +59,10 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 	}
 	s.addr = ln.Addr().String()
 	rest := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/ws" {
+			accept(t, tab, cfg, handler)(w, r)
+			return
+		}
 		b, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "rest %s %s %s", r.Method, r.URL, b)
 	})}
@@ -83,101 +80,20 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 	return s
 }
 
-func (s *looping) url() string { return "http://" + s.addr + "/ws" }
+// withLoops is a server on loops, as one of the engines.
+var withLoops engine = func(t testing.TB, tab *Table, cfg Config, handler func() Handler) string {
+	t.Helper()
+	return serveLoops(t, tab, cfg, handler, noHot, nil).addr
+}
 
 // raw dials and makes the handshake by hand.
 func (s *looping) raw(t testing.TB, behind ...byte) net.Conn {
 	t.Helper()
-	nc, err := net.Dial("tcp", s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { nc.Close() })
-	head := "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-	if _, err := nc.Write(append([]byte(head), behind...)); err != nil {
-		t.Fatal(err)
-	}
-	br := &oneByte{nc}
-	resp, err := http.ReadResponse(bufio.NewReaderSize(br, 16), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" { // RFC 6455 §1.3
-		t.Fatalf("%s %v", resp.Status, resp.Header)
-	}
+	nc, _ := shakeHands(t, s.addr, openingHandshake, behind...)
 	return nc
 }
 
-// oneByte keeps a bufio.Reader from reading past the head.
-type oneByte struct{ io.Reader }
-
-func (o *oneByte) Read(b []byte) (int, error) { return o.Reader.Read(b[:1]) }
-
 func noHot(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }
-
-func TestLoopsStrictClient(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	rec := newRecorder()
-	rec.onText = func(c *Conn, p []byte) {
-		if err := c.Send(TextFrame(bytes.ToUpper(p))); err != nil {
-			t.Error(err)
-		}
-	}
-	s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler { return rec }, noHot, nil)
-	c := dial(ctx, t, s.url())
-	c.SetReadLimit(1 << 20)
-	for _, m := range []string{"hello", "", strings.Repeat("a", 126), strings.Repeat("b", 40_000), strings.Repeat("c", 64<<10)} {
-		if err := c.Write(ctx, websocket.MessageText, []byte(m)); err != nil {
-			t.Fatal(err)
-		}
-		_, got, err := c.Read(ctx)
-		if err != nil || string(got) != strings.ToUpper(m) {
-			t.Fatalf("sent %d bytes, got %d, %v", len(m), len(got), err)
-		}
-	}
-	go func() { _, _, _ = c.Read(ctx) }() // pongs are read by a reader
-	if err := c.Ping(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(websocket.StatusGoingAway, "bye"); err != nil {
-		t.Fatalf("close handshake: %v", err)
-	}
-	if code := rec.code(ctx, t); code != CloseGoingAway {
-		t.Fatalf("ended with %v", code.format())
-	}
-}
-
-func TestLoopsCloseAfterTheQueue(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	rec := newRecorder()
-	const n = 500
-	rec.onOpen = func(c *Conn) {
-		for i := range n {
-			_ = c.Send(TextFrame(fmt.Append(nil, i)))
-		}
-		c.Close(CloseTokenExpired, "Come back with a new token.")
-		if err := c.Send(TextFrame(nil)); !errors.Is(err, ErrClosed) {
-			t.Errorf("Send after Close: %v", err)
-		}
-	}
-	s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler { return rec }, noHot, nil)
-	c := dial(ctx, t, s.url())
-	for i := range n {
-		if _, got, err := c.Read(ctx); err != nil || string(got) != fmt.Sprint(i) {
-			t.Fatalf("frame %d: %q, %v", i, got, err)
-		}
-	}
-	_, _, err := c.Read(ctx)
-	if got := websocket.CloseStatus(err); got != websocket.StatusCode(CloseTokenExpired) {
-		t.Fatalf("close status %v (%v)", got, err)
-	}
-	if code := rec.code(ctx, t); code != CloseTokenExpired {
-		t.Fatalf("OnClose %v", code.format())
-	}
-}
 
 // TestLoopsHearAlike: whatever a client sends, in whatever pieces, the loops hear and answer as the other engine does.
 func TestLoopsHearAlike(t *testing.T) {

@@ -86,6 +86,9 @@ func (l *loop) read(s *sock) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		default: // the peer is gone, politely or not
+			if s.deaf && err == nil {
+				l.flush(s) // whoever said goodbye and has ended its side is still answered
+			}
 			l.end(s)
 			return
 		}
@@ -238,6 +241,9 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 	if l.s.t.wrote(s.conn, batch, since, committed) {
 		l.end(s)
 		return false
+	}
+	if s.deaf && s.conn.gaveUp() {
+		_ = unix.Shutdown(s.fd, unix.SHUT_WR) // the sweeper ends what does not end by this
 	}
 	return true
 }

@@ -1,14 +1,14 @@
 package conn
 
 import (
+	"crypto/sha1" //nolint:gosec // RFC 6455 §4.2.2
 	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
-
-	"github.com/gobwas/ws"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -24,6 +24,8 @@ func CheckUpgrade(r *http.Request) error {
 	}
 	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
 	switch {
+	case r.Method != http.MethodGet:
+		return wrong("use GET")
 	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
 		return wrong("use HTTP/1.1")
 	case !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", "websocket"):
@@ -50,19 +52,26 @@ func hasToken(h http.Header, name, token string) bool {
 }
 
 // Upgrade finishes a handshake that CheckUpgrade found right, and takes the connection out of net/http.
-// No extension is negotiated: compression per message costs memory per connection that a chat line does not pay back.
 func Upgrade(w http.ResponseWriter, r *http.Request) (nc net.Conn, early []byte, err error) {
-	nc, rw, _, err := ws.UpgradeHTTP(r, w)
+	nc, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		if nc != nil {
-			_ = nc.Close()
-		}
 		return nil, nil, fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
-	early, err = rw.Reader.Peek(rw.Reader.Buffered())
+	if early, err = rw.Reader.Peek(rw.Reader.Buffered()); err == nil {
+		if err = nc.SetDeadline(time.Time{}); err == nil { // net/http's own
+			_, err = nc.Write(handshake(r.Header.Get("Sec-WebSocket-Key")))
+		}
+	}
 	if err != nil {
 		_ = nc.Close()
-		return nil, nil, fmt.Errorf("read what came with the handshake: %w", err)
+		return nil, nil, fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
 	return nc, early, nil
+}
+
+// handshake accepts a WebSocket (RFC 6455 §4.2.2). No subprotocol is chosen: both protocols spoken here are known by their paths.
+func handshake(key string) []byte {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) //nolint:gosec // the RFC's, and no secret
+	return []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " +
+		base64.StdEncoding.EncodeToString(sum[:]) + "\r\n\r\n")
 }
