@@ -143,6 +143,10 @@ bench-peers: ## Petrel beside its peers and a bare server (ARGS='-rounds 7 -plot
 	@$(STEP) 'peers' bash bench/peers/install.sh nchan soketi || echo 'whoever is absent does not take part'
 	go run ./bench/peers $(ARGS)
 
+.PHONY: soak
+soak: ## 10,000 connections, good and bad ones, for DURATION (10 minutes), judged (ARGS='-seed 1'); see go run ./bench/soak -h
+	go run ./bench/soak $(if $(filter-out 0s,$(DURATION)),-for $(DURATION)) $(ARGS)
+
 ##@ Generate
 
 .PHONY: ui
