@@ -155,7 +155,7 @@ func (l *loop) post(fn func()) {
 // rouse wakes the loop if it sleeps, after something was put into its inbox.
 func (l *loop) rouse() {
 	if !l.awake.Load() && l.awake.CompareAndSwap(false, true) {
-		_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // cannot fail before 2^64 of them
+		rawRouse(l.wake)
 	}
 }
 
@@ -187,12 +187,10 @@ func (l *loop) wait() (n int) {
 	busy := len(l.again) > 0
 	_ = l.raw.Read(func(uintptr) bool { // fails only when the file is closed, which comes after run
 		for {
-			var err error
-			n, err = unix.EpollWait(l.epfd, l.events[:], 0)
-			if errors.Is(err, unix.EINTR) {
-				continue
+			var errno syscall.Errno
+			if n, errno = rawPoll(l.epfd, l.events[:]); errno != unix.EINTR {
+				break
 			}
-			break
 		}
 		if n > 0 || busy {
 			l.awake.Store(true)

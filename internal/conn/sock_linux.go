@@ -1,7 +1,6 @@
 package conn
 
 import (
-	"errors"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -78,15 +77,15 @@ func (l *loop) read(s *sock) {
 		return
 	}
 	for range waveReads {
-		n, err := unix.Read(s.fd, l.in)
+		n, errno := rawRead(s.fd, l.in)
 		switch {
-		case err == nil && n > 0:
-		case errors.Is(err, unix.EAGAIN):
+		case errno == 0 && n > 0:
+		case errno == unix.EAGAIN:
 			return
-		case errors.Is(err, unix.EINTR):
+		case errno == unix.EINTR:
 			continue
 		default: // the peer is gone, politely or not
-			if s.deaf && err == nil {
+			if s.deaf && errno == 0 {
 				l.flush(s) // whoever said goodbye and has ended its side is still answered
 			}
 			l.end(s)
@@ -251,13 +250,13 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 // put is one write. When it fails, the socket is at its end.
 func (l *loop) put(s *sock, b []byte) (n int, ok bool) {
 	for {
-		n, err := unix.Write(s.fd, b)
-		switch {
-		case err == nil:
+		n, errno := rawWrite(s.fd, b)
+		switch errno {
+		case 0:
 			return n, true
-		case errors.Is(err, unix.EAGAIN):
+		case unix.EAGAIN:
 			return 0, true
-		case errors.Is(err, unix.EINTR):
+		case unix.EINTR:
 		default:
 			l.end(s)
 			return 0, false
