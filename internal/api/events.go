@@ -20,12 +20,13 @@ const maxStreamRooms = 50
 
 // stream is a stream of server-sent events of some rooms.
 type stream struct {
-	s     *server
-	place *gateway.Place
-	cred  gateway.Credential
-	conn  *conn.Conn
-	begin []start
-	epoch petrel.Epoch // of the log whose seqs the ids are
+	hub.Unconcerned // with what has no frame here
+	s               *server
+	place           *gateway.Place
+	cred            gateway.Credential
+	conn            *conn.Conn
+	begin           []start
+	epoch           petrel.Epoch // of the log whose seqs the ids are
 
 	presence bool // who is there is wanted, and who is typing
 
@@ -164,6 +165,7 @@ func (st *stream) appendEventID(b []byte) []byte {
 var (
 	_ conn.Handler = (*stream)(nil)
 	_ conn.Drainer = (*stream)(nil)
+	_ hub.Owner    = (*stream)(nil)
 )
 
 // OnOpen implements conn.Handler.
@@ -187,12 +189,7 @@ func (st *stream) OnOpen(c *conn.Conn) {
 			continue
 		}
 		sub, err := st.s.opt.Hub.Subscribe(hub.Request{
-			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Actor: st.cred.Actor, Member: memberOf(st.cred.Actor), Wire: wireEvents, After: b.after, Durable: !st.presence, Presence: st.presence,
-			Resync: func(_ *hub.Subscription, reason string, head uint64) { st.resync(b.room, reason, head) },
-			Ended: func(_ *hub.Subscription, err error) {
-				p := gateway.NewProblem(err)
-				st.tell("unsubscribed", map[string]any{"room": b.room, "code": p.Code, "detail": p.Detail})
-			},
+			Channel: petrel.RoomChannel(st.cred.Actor.App, b.room), Subscriber: &track{st, i}, Owner: st, Actor: st.cred.Actor, Member: memberOf(st.cred.Actor), Wire: wireEvents, After: b.after, Durable: !st.presence, Presence: st.presence,
 		})
 		if err != nil {
 			c.Close(conn.CloseOverloaded, gateway.NewProblem(err).Detail)
@@ -202,6 +199,17 @@ func (st *stream) OnOpen(c *conn.Conn) {
 		st.subs = append(st.subs, sub)
 		st.mu.Unlock()
 	}
+}
+
+// Resync implements hub.Owner.
+func (st *stream) Resync(s *hub.Subscription, reason string, head uint64) {
+	st.resync(petrel.RoomID(s.Channel().Name), reason, head)
+}
+
+// Ended implements hub.Owner.
+func (st *stream) Ended(s *hub.Subscription, err error) {
+	p := gateway.NewProblem(err)
+	st.tell("unsubscribed", map[string]any{"room": s.Channel().Name, "code": p.Code, "detail": p.Detail})
 }
 
 // OnMessage implements conn.Handler; a stream is never heard from.

@@ -22,17 +22,19 @@ const maxBadFrames = 10
 // session is what the API keeps of one connection. OnMessage only queues: a goroutine works the queue off while there is something
 // in it, in order. A full queue pauses reading, so that a client that sends more than is handled waits in its own socket.
 type session struct {
-	s     *server
-	place *gateway.Place
-	life  context.Context // ends with the connection
-	end   context.CancelFunc
-	conn  *conn.Conn
+	hub.Unconcerned // with what no room has
+	s               *server
+	place           *gateway.Place
+	life            context.Context // ends with the connection
+	end             context.CancelFunc
+	conn            *conn.Conn
 
 	mu      sync.Mutex // guards the fields below. Lock order: this before the hub's and the connection's
 	inbox   [][]byte   // frames not yet handled, at most MaxPipelined: then reading is paused
 	paused  bool
 	working bool
 	gone    bool
+	joining string             // while join subscribes: its answer
 	cred    gateway.Credential // Kind 0 until authenticated. Written by the worker, which may therefore read it without the lock
 	subs    map[petrel.RoomID]*hub.Subscription
 	greeted bool // hello was sent
@@ -68,6 +70,7 @@ func (s *server) newSession(p *gateway.Place, r *http.Request) *session {
 var (
 	_ conn.Handler = (*session)(nil)
 	_ conn.Drainer = (*session)(nil)
+	_ hub.Owner    = (*session)(nil)
 )
 
 // OnOpen implements conn.Handler.
@@ -391,34 +394,44 @@ func (c *session) join(f frame, after uint64, ok string) error {
 		return nil
 	}
 	room := f.room
+	c.joining = ok
 	sub, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Actor: c.cred.Actor, Member: memberOf(c.cred.Actor), Wire: wireSocket, After: after, Presence: f.presence,
-		Admitted: func() { c.send("%s", ok) },
-		Resync: func(s *hub.Subscription, reason string, head uint64) {
-			c.left(room, s)
-			c.s.metrics.resyncs.WithLabelValues(reason).Inc()
-			c.send(`{"op":"resync","room":%q,"reason":%q,"head":%d}`, room, reason, head)
-		},
-		Ended: func(s *hub.Subscription, err error) {
-			c.left(room, s)
-			p := gateway.NewProblem(err)
-			c.send(`{"op":"unsubscribed","room":%q,"code":%q,"detail":%s}`, room, p.Code, quote(p.Detail))
-		},
+		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Owner: c, Actor: c.cred.Actor, Member: memberOf(c.cred.Actor), Wire: wireSocket, After: after, Presence: f.presence,
 	})
+	c.joining = ""
 	if err == nil {
 		c.subs[room] = sub
 	}
 	return err
 }
 
+// Admitted implements hub.Owner. It is called while join holds mu.
+func (c *session) Admitted(*hub.Subscription) { c.send("%s", c.joining) }
+
+// Resync implements hub.Owner.
+func (c *session) Resync(s *hub.Subscription, reason string, head uint64) {
+	room := c.left(s)
+	c.s.metrics.resyncs.WithLabelValues(reason).Inc()
+	c.send(`{"op":"resync","room":%q,"reason":%q,"head":%d}`, room, reason, head)
+}
+
+// Ended implements hub.Owner.
+func (c *session) Ended(s *hub.Subscription, err error) {
+	room := c.left(s)
+	p := gateway.NewProblem(err)
+	c.send(`{"op":"unsubscribed","room":%q,"code":%q,"detail":%s}`, room, p.Code, quote(p.Detail))
+}
+
 // left forgets a subscription that the hub has ended.
-func (c *session) left(room petrel.RoomID, s *hub.Subscription) {
+func (c *session) left(s *hub.Subscription) petrel.RoomID {
+	room := petrel.RoomID(s.Channel().Name)
 	c.mu.Lock()
 	if c.subs[room] == s {
 		delete(c.subs, room)
 	}
 	c.mu.Unlock()
 	c.quits(room)
+	return room
 }
 
 func (c *session) unsubscribe(f frame) error {

@@ -142,22 +142,22 @@ const (
 
 // turn serves one page to s.
 func (h *Hub) turn(ctx context.Context, s *Subscription) {
-	s.shard.mu.Lock()
+	s.ch.shard.mu.Lock()
 	mode := s.mode
-	s.shard.mu.Unlock()
+	s.ch.shard.mu.Unlock()
 	if mode != catching {
 		return
 	}
 	start, life := time.Now(), h.lives.Load()
-	page, err := h.opt.History(ctx, Want{Channel: s.to.Channel, Actor: s.to.Actor, After: s.next - 1, Limit: h.opt.PageSize})
+	page, err := h.opt.History(ctx, Want{Channel: s.ch.name, Actor: s.detail.actor, After: s.next - 1, Limit: h.opt.PageSize})
 	h.metrics.page.Observe(time.Since(start).Seconds())
 	if err != nil {
 		h.failed(ctx, s, err)
 		return
 	}
-	s.fails = 0
+	s.detail.fails = 0
 	if page.Head+1 < s.next { // the log has had another life since
-		h.end(s, func() { s.to.Resync(s, "ahead", page.Head) })
+		h.end(s, func() { s.owner.Resync(s, "ahead", page.Head) })
 		return
 	}
 	if h.offer(s, &page, life) == again {
@@ -167,29 +167,29 @@ func (h *Hub) turn(ctx context.Context, s *Subscription) {
 
 // offer queues a page as far as there is room, and joins the live edge when the page reached it.
 func (h *Hub) offer(s *Subscription, page *Page, life uint64) next {
-	encode := h.opt.Encoders[s.to.Wire]
+	encode := h.opt.Encoders[s.wire]
 	for i := range page.Publications {
 		p := &page.Publications[i]
 		if p.Seq != s.next {
 			h.opt.Logger.Error("History is not dense: the subscriber is told to start anew. This is a bug or a damaged projection.",
 				"app", p.Channel.App, "room", p.Channel.Name, "want_seq", s.next, "got_seq", p.Seq)
-			h.end(s, func() { s.to.Resync(s, "too_old", page.Head) })
+			h.end(s, func() { s.owner.Resync(s, "too_old", page.Head) })
 			return done
 		}
 		frame := encode(p)
-		s.shard.mu.Lock()
+		s.ch.shard.mu.Lock()
 		if s.mode != catching { // closed meanwhile
-			s.shard.mu.Unlock()
+			s.ch.shard.mu.Unlock()
 			return done
 		}
-		queued, err := s.to.Subscriber.TrySend(frame)
-		s.shard.mu.Unlock()
+		queued, err := s.to.TrySend(frame)
+		s.ch.shard.mu.Unlock()
 		if err != nil {
 			h.end(s, func() {})
 			return done
 		}
 		if !queued {
-			s.to.Subscriber.NotifyRoom(func() { h.queue.push(s) })
+			s.to.NotifyRoom(func() { h.queue.push(s) })
 			return waiting
 		}
 		h.metrics.replayed.Inc()
@@ -203,44 +203,44 @@ func (h *Hub) offer(s *Subscription, page *Page, life uint64) next {
 
 // join makes s live if nothing newer was published than what it has.
 func (h *Hub) join(s *Subscription, life uint64) next {
-	s.shard.mu.Lock()
-	defer s.shard.mu.Unlock()
+	s.ch.shard.mu.Lock()
+	defer s.ch.shard.mu.Unlock()
 	if s.mode != catching {
 		return done
 	}
-	c := s.shard.channels[s.to.Channel]
+	c := s.ch
 	if c.head >= s.next || h.lives.Load() != life {
 		return again // published, or restored, since the page was read: so it is in history by now
 	}
 	c.head, c.synced = s.next-1, true
 	s.mode = live
-	h.metrics.resume.Observe(time.Since(s.from).Seconds())
+	h.metrics.resume.Observe(time.Since(s.detail.from).Seconds())
 	return done
 }
 
 // failed ends s when its right is gone; every other failure is a reason to try again later, never to skip.
 func (h *Hub) failed(ctx context.Context, s *Subscription, err error) {
 	if errors.Is(err, ErrEnded) {
-		h.end(s, func() { s.to.Ended(s, err) })
+		h.end(s, func() { s.owner.Ended(s, err) })
 		return
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	s.fails++
-	pause := min(50*time.Millisecond<<min(s.fails, 8), 5*time.Second)
+	s.detail.fails++
+	pause := min(50*time.Millisecond<<min(s.detail.fails, 8), 5*time.Second)
 	h.metrics.failed.Inc()
 	h.opt.Logger.Warn("Reading history failed; the subscription waits and tries again.",
-		"app", s.to.Channel.App, "room", s.to.Channel.Name, "after", s.next-1, "error", err, "pause", pause)
+		"app", s.ch.name.App, "room", s.ch.name.Name, "after", s.next-1, "error", err, "pause", pause)
 	h.queue.later(s, pause)
 }
 
 // end takes s out and then tells it why, unless it was closed meanwhile.
 func (h *Hub) end(s *Subscription, tell func()) {
-	s.shard.mu.Lock()
+	s.ch.shard.mu.Lock()
 	was := s.mode
 	s.remove()
-	s.shard.mu.Unlock()
+	s.ch.shard.mu.Unlock()
 	if was == catching {
 		tell()
 	}

@@ -245,8 +245,8 @@ func (h *Hub) namesBehind(p censusPage, behind func(string) bool) (names []strin
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for ch, c := range sh.channels {
-			if c.counted > 0 && ch.App == p.query.App && ch.Kind == p.query.Kind && strings.HasPrefix(ch.Name, p.query.Prefix) && behind(ch.Name) {
+		for c := range sh.channels.all() {
+			if ch := c.name; c.counted > 0 && ch.App == p.query.App && ch.Kind == p.query.Kind && strings.HasPrefix(ch.Name, p.query.Prefix) && behind(ch.Name) {
 				names = append(names, ch.Name)
 			}
 		}
@@ -257,10 +257,10 @@ func (h *Hub) namesBehind(p censusPage, behind func(string) bool) (names []strin
 
 // countHere counts one channel, and lists the users behind one, as far as there is room: at least one of them.
 func (h *Hub) countHere(ch petrel.Channel, users bool, after petrel.UserID, room int) (subscriptions int, list []petrel.UserID, cut bool) {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c := sh.channels[ch]
+	c := sh.channels.get(k, ch)
 	if c == nil {
 		return 0, nil, false
 	}
@@ -278,7 +278,7 @@ func (h *Hub) countHere(ch petrel.Channel, users bool, after petrel.UserID, room
 			}
 		}
 	}
-	return c.counted, list, cut
+	return int(c.counted), list, cut
 }
 
 // tally adds up what the nodes have.

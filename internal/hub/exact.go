@@ -47,34 +47,34 @@ const (
 )
 
 // subscribeExact is Subscribe on an exact channel; the shard's lock is held.
-func (h *Hub) subscribeExact(s *Subscription) (*Subscription, error) {
-	c := h.channelOf(s.shard, s.to.Channel)
+func (h *Hub) subscribeExact(c *channel, s *Subscription) (*Subscription, error) {
 	s.mode = pending
 	h.add(c, s)
 	h.listen(c)
 	h.follow(c, s)
-	if h.admissible(c, s, s.from) {
-		switch in, err := h.letIn(c, s, s.from); {
+	now := time.Now()
+	if h.admissible(c, s, now, now) {
+		switch in, err := h.letIn(c, s, now); {
 		case err != nil:
 			s.remove()
 			return nil, err
 		case in:
-			h.admit(c, s, s.from)
+			h.admit(c, s, now)
 			return s, nil
 		}
 	}
-	c.waiting = append(c.waiting, s)
+	c.extra().waiting = append(c.more.waiting, waiter{s, now})
 	h.mark(c)
 	return s, nil
 }
 
 // admissible says whether s need not wait any more.
-func (h *Hub) admissible(c *channel, s *Subscription, now time.Time) bool {
+func (h *Hub) admissible(c *channel, s *Subscription, since, now time.Time) bool {
 	alive := *h.lane.peers.Load()
-	if len(alive) == 0 || now.Sub(s.from) >= rosterWithin {
+	if len(alive) == 0 || now.Sub(since) >= rosterWithin {
 		return true
 	}
-	if s.to.Presence { // who has said something about the channel knows that it is heard
+	if s.is(follows) { // who has said something about the channel knows that it is heard
 		return c.view.whole(alive)
 	}
 	return h.lane.isReady(c.bucket)
@@ -82,54 +82,49 @@ func (h *Hub) admissible(c *channel, s *Subscription, now time.Time) bool {
 
 // admitWaiting admits who has waited long enough; the shard's lock is held.
 func (h *Hub) admitWaiting(c *channel, now time.Time) {
-	if len(c.waiting) == 0 {
+	if c.more == nil || len(c.more.waiting) == 0 {
 		return
 	}
-	waiting := c.waiting
-	c.waiting = nil
-	for _, s := range waiting {
+	waiting := c.more.waiting
+	c.more.waiting = nil
+	for _, w := range waiting {
+		s := w.Subscription
 		if s.mode != pending {
 			continue
 		}
 		in, err := false, error(nil)
-		if h.admissible(c, s, now) {
+		if h.admissible(c, s, w.since, now) {
 			in, err = h.letIn(c, s, now)
 		}
 		switch {
 		case in:
 			h.admit(c, s, now)
 		case err == nil:
-			c.waiting = append(c.waiting, s)
+			c.more.waiting = append(c.more.waiting, w)
 		default:
 			s.remove()
-			if s.to.Ended != nil {
-				h.lane.after = append(h.lane.after, func() { s.to.Ended(s, err) })
-			}
+			h.lane.after = append(h.lane.after, func() { s.owner.Ended(s, err) })
 		}
 	}
 }
 
 // admit makes s live: what it must hear first is queued before anything else; the shard's lock is held.
 func (h *Hub) admit(c *channel, s *Subscription, now time.Time) {
-	if c.places != nil {
-		delete(c.places.claims, s)
-	}
+	c.unclaim(s)
 	c.makeRoom(s)
 	s.mode = live
 	h.enter(c, s)
-	if s.to.Admitted != nil {
-		s.to.Admitted()
-	}
-	if s.to.Presence {
+	s.owner.Admitted(s)
+	if s.is(follows) {
 		// The others hear of it at once, and of everything before: whoever has a list has the same one, and s begins with it.
 		h.tellExact(c, now)
-		s.listed = true
-		h.tellApart(s, h.opt.Rosters[s.to.Wire](h.exactRoster(c)))
+		s.set(listed, true)
+		h.tellApart(s, h.opt.Rosters[s.wire](h.exactRoster(c)))
 	}
-	if s.to.Counts {
+	if s.is(counts) {
 		c.view.due = true
 	}
-	if s.to.Last {
+	if s.is(wantsLast) {
 		h.giveLast(c, s)
 	}
 }
@@ -137,7 +132,7 @@ func (h *Hub) admit(c *channel, s *Subscription, now time.Time) {
 // showExact tells the channel's subscribers, watchers and observer what changed; the shard's lock is held. It says whether something waits for its time.
 func (h *Hub) showExact(c *channel, v *view, whole bool, now time.Time) (waits bool) {
 	h.tellExact(c, now)
-	total := c.counted + v.subscriptions()
+	total := int(c.counted) + v.subscriptions()
 	waits = h.tellCount(c, v, total, whole, now)
 	waits = h.tellWatchers(c, v, total, whole, now) || waits
 	if c.observed && (v.touched || whole != v.wasWhole) {
@@ -176,16 +171,16 @@ func (h *Hub) tellExact(c *channel, now time.Time) {
 		d := &deltas[i]
 		var frames [MaxWires][]byte
 		for _, s := range c.subs {
-			if !s.listed || s.mode != live {
+			if !s.is(listed) || s.mode != live {
 				continue
 			}
-			if frames[s.to.Wire] == nil {
+			if frames[s.wire] == nil {
 				if d.Here {
 					d.Member = h.member(c, d.Member.ID)
 				}
-				frames[s.to.Wire] = h.opt.Deltas[s.to.Wire](d)
+				frames[s.wire] = h.opt.Deltas[s.wire](d)
 			}
-			h.tellApart(s, frames[s.to.Wire])
+			h.tellApart(s, frames[s.wire])
 		}
 	}
 }
@@ -237,13 +232,13 @@ func (h *Hub) tellCount(c *channel, v *view, total int, whole bool, now time.Tim
 	p := petrel.Publication{Channel: c.name, Type: TypeCount, At: now.UTC().Truncate(time.Millisecond), Data: data}
 	var frames [MaxWires][]byte
 	for _, s := range c.subs {
-		if !s.to.Counts || s.mode != live {
+		if !s.is(counts) || s.mode != live {
 			continue
 		}
-		if frames[s.to.Wire] == nil {
-			frames[s.to.Wire] = h.opt.Encoders[s.to.Wire](&p)
+		if frames[s.wire] == nil {
+			frames[s.wire] = h.opt.Encoders[s.wire](&p)
 		}
-		h.tellApart(s, frames[s.to.Wire])
+		h.tellApart(s, frames[s.wire])
 	}
 	return false
 }

@@ -66,7 +66,7 @@ func TestExactPresenceOfOneNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := startNode(t, bus.NewNetwork(1), "a", 1)
 		ann, bob, desk := &ear{}, &ear{}, &ear{}
-		n.enter(t, ann, "ann", func(r *Request) { r.Admitted = func() { _ = ann.Send([]byte("in")) } })
+		n.enter(t, ann, "ann", func(r *Request) { r.Owner = hooks{admitted: func() { _ = ann.Send([]byte("in")) }} })
 		wantFrames(t, ann, "in", "1:ann=of ann") // before Subscribe returned
 		phone := n.enter(t, bob, "bob")
 		wantFrames(t, ann, "+bob=of bob")
@@ -153,7 +153,7 @@ func TestExactAdmittedIsHeard(t *testing.T) {
 					ch := petrel.PusherChannel("app", fmt.Sprint("news-", i))
 					e, in := &ear{}, make(chan struct{})
 					begin := time.Now()
-					if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Admitted: func() { close(in) }}); err != nil {
+					if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Owner: hooks{admitted: func() { close(in) }}}); err != nil {
 						t.Fatal(err)
 					}
 					<-in
@@ -182,7 +182,7 @@ func TestExactAdmittedWithoutAnswer(t *testing.T) {
 			in := make(chan struct{})
 			begin := time.Now()
 			ch := petrel.PusherChannel("app", fmt.Sprint("x", presence))
-			if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: &ear{}, Presence: presence, Admitted: func() { close(in) }}); err != nil {
+			if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: &ear{}, Presence: presence, Owner: hooks{admitted: func() { close(in) }}}); err != nil {
 				t.Fatal(err)
 			}
 			<-in
@@ -200,7 +200,7 @@ func TestExactPendingIsSilent(t *testing.T) {
 		nodes, net := startCell(t, 2)
 		net.Shape("b", "a", bus.Link{Cut: true})
 		e := &ear{}
-		s := nodes[0].enter(t, e, "ann", func(r *Request) { r.Admitted = func() { t.Error("admitted") } })
+		s := nodes[0].enter(t, e, "ann", func(r *Request) { r.Owner = hooks{admitted: func() { t.Error("admitted") }} })
 		_ = nodes[0].Announce(tick(pusherChannel(0), "x"), nil)
 		if now := nodes[0].Here(pusherChannel(0)); now.Count != 0 || len(now.Users) != 0 || now.Whole {
 			t.Errorf("%+v", now)
@@ -230,8 +230,7 @@ func TestExactMemberLimit(t *testing.T) {
 		// On a node that does not know yet who is there.
 		var ended error
 		nodes[1].enter(t, &ear{}, "cat", two, func(r *Request) {
-			r.Ended = func(_ *Subscription, err error) { ended = err }
-			r.Admitted = func() { t.Error("admitted") }
+			r.Owner = hooks{ended: func(err error) { ended = err }, admitted: func() { t.Error("admitted") }}
 		})
 		again := &ear{}
 		nodes[1].enter(t, again, "ann", two)
@@ -281,6 +280,14 @@ func (r *refuser) Send(f []byte) error {
 	return r.ear.Send(f)
 }
 
+// named is an ear with a name in the cell.
+type named struct {
+	*ear
+	id petrel.ConnID
+}
+
+func (n named) ID() petrel.ConnID { return n.id }
+
 func TestExactExcept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -288,7 +295,12 @@ func TestExactExcept(t *testing.T) {
 		ears := map[petrel.ConnID]*ear{}
 		for i, conn := range []petrel.ConnID{"1.1", "1.2", "2.1", ""} {
 			ears[conn] = &ear{}
-			nodes[i/2].enter(t, ears[conn], "", func(r *Request) { r.Conn, r.Member, r.Presence = conn, nil, false })
+			nodes[i/2].enter(t, ears[conn], "", func(r *Request) {
+				r.Member, r.Presence = nil, false
+				if conn != "" {
+					r.Subscriber = named{ears[conn], conn}
+				}
+			})
 		}
 		<-time.After(time.Second)
 		p := tick(pusherChannel(0), "x")
@@ -528,7 +540,7 @@ func TestLast(t *testing.T) {
 			e := &ear{}
 			if _, err := n.Subscribe(Request{
 				Channel: ch, Subscriber: e, Last: true,
-				Admitted: func() { _ = e.Send([]byte("in")) }, Missed: func() { _ = e.Send([]byte("missed")) },
+				Owner: hooks{admitted: func() { _ = e.Send([]byte("in")) }, missed: func() { _ = e.Send([]byte("missed")) }},
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -581,7 +593,7 @@ func TestLastIsNeverOlder(t *testing.T) {
 		<-time.After(time.Second)
 		e, in := &ear{}, make(chan struct{})
 		net.Shape("b", "a", bus.Link{Delay: 50 * time.Millisecond})
-		if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Last: true, Admitted: func() { close(in) }, Missed: func() { t.Error("missed") }}); err != nil {
+		if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Last: true, Owner: hooks{admitted: func() { close(in) }, missed: func() { t.Error("missed") }}}); err != nil {
 			t.Fatal(err)
 		}
 		<-in
@@ -607,7 +619,7 @@ func TestLastOfMany(t *testing.T) {
 			_ = nodes[1].Announce(tick(ch, fmt.Sprint(i, big)), nil)
 			e := &ear{}
 			ears = append(ears, e)
-			if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Last: true, Missed: func() { _ = e.Send([]byte("missed")) }}); err != nil {
+			if _, err := nodes[0].Subscribe(Request{Channel: ch, Subscriber: e, Last: true, Owner: hooks{missed: func() { _ = e.Send([]byte("missed")) }}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -680,7 +692,7 @@ func TestObserver(t *testing.T) {
 		}
 		<-time.After(time.Minute)
 		for i, n := range p.nodes {
-			if n != nil && len(n.shardOf(ch).channels) != 0 {
+			if n != nil && len(n.channelsBeside(ch)) != 0 {
 				t.Errorf("node %s keeps a channel that is empty", nodeName(i))
 			}
 		}
@@ -812,7 +824,7 @@ func TestExactConcurrent(t *testing.T) {
 		<-time.After(time.Minute)
 		for _, n := range nodes {
 			c, s := n.Counts()
-			if kept := len(n.shardOf(pusherChannel(0)).channels); c != 0 || s != 0 || kept != 0 {
+			if kept := len(n.channelsBeside(pusherChannel(0))); c != 0 || s != 0 || kept != 0 {
 				t.Errorf("node %s has %d channels, %d subscriptions, and keeps %d", n.cable.node, c, s, kept)
 			}
 			if now := n.Look(t.Context(), pusherChannel(0)); now.Count != 0 || len(now.Users) != 0 || !now.Whole {

@@ -29,10 +29,10 @@ type watcher struct {
 // its locks; fn must not block. It costs no connection. One call may still be under way when stop returns.
 func (h *Hub) Watch(ch petrel.Channel, fn func(now Here)) (stop func()) {
 	w := &watcher{fn: fn, since: time.Now()}
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c := h.channelOf(sh, ch)
+	c := h.channelOf(sh, k, ch)
 	h.listen(c)
 	v := h.watch(c)
 	v.wanted++
@@ -80,7 +80,7 @@ func (h *Hub) tellWatchers(c *channel, v *view, total int, whole bool, now time.
 
 // here is the state of a channel that has a view.
 func (c *channel) here(whole bool) Here {
-	return Here{Count: c.counted + c.view.subscriptions(), Online: c.view.online, Users: c.view.users(), Whole: whole}
+	return Here{Count: int(c.counted) + c.view.subscriptions(), Online: c.view.online, Users: c.view.users(), Whole: whole}
 }
 
 // Observer is who must know of channels that nobody on this node listens to: whoever sends webhooks about them.
@@ -136,17 +136,17 @@ func (h *Hub) populated(c *channel) bool {
 // Here reads what this node knows of a channel, and does not wait. What is Whole may be believed: that is so for channels that somebody here follows or
 // watches, or the Observer wants, and for all on a node that is alone.
 func (h *Hub) Here(ch petrel.Channel) Here {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	alive := *h.lane.peers.Load()
-	c := sh.channels[ch]
+	c := sh.channels.get(k, ch)
 	switch {
 	case c == nil:
 		return Here{Whole: len(alive) == 0}
 	case c.view == nil:
 		v := newView(c.local, time.Time{})
-		return Here{Count: c.counted, Online: c.counted > 0, Users: v.users(), Whole: len(alive) == 0}
+		return Here{Count: int(c.counted), Online: c.counted > 0, Users: v.users(), Whole: len(alive) == 0}
 	}
 	out := c.here(c.view.whole(alive))
 	out.Online = out.Online || out.Count > 0

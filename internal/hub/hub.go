@@ -84,6 +84,11 @@ type Sampled interface {
 	SendSampled(frame []byte, since time.Time) error
 }
 
+// Named is what a Subscriber also implements that is a connection with a name in the cell: what has it in Publication.Except is not offered to it.
+type Named interface {
+	ID() petrel.ConnID
+}
+
 // Page is what History read in one consistent view.
 type Page struct {
 	Publications []petrel.Publication // dense, ascending, the first one After+1
@@ -150,7 +155,7 @@ const shardCount = 64
 type Hub struct {
 	opt     Options
 	metrics *metrics
-	seed    maphash.Seed
+	seed    maphash.Seed // of the hash of a channel's name
 	shards  [shardCount]shard
 	queue   catchups
 	lane    lane
@@ -162,26 +167,63 @@ type Hub struct {
 	lives atomic.Uint64
 }
 
-// shard is a part of the channels. mu guards the table, and of every subscription in it the fields marked so.
+// shard is a part of the channels. mu guards the table, the channels in it, and of every subscription to them the fields marked so.
 // Order of locks: a shard's before the catch-up queue's, the lane's and the relay's; a subscriber's own locks after all of them.
 type shard struct {
+	hub      *Hub
 	mu       sync.Mutex
-	channels map[petrel.Channel]*channel
+	channels byName
 }
 
-// channel exists while it has a subscription, somebody reads who is there, or others must yet be told who left.
+// channel exists while it has a subscription, somebody reads who is there, or others must yet be told who left. There may be one for each
+// connection: what few channels need lies behind pointers. The shard's lock guards all but its name.
 type channel struct {
-	name petrel.Channel
-	presence
-	subs    []*Subscription
-	waiting []*Subscription // pending, or not any more; in the order in which they came
+	name  petrel.Channel
+	shard *shard
+	next  *channel // in the shard's table
+	subs  []*Subscription
+	head  uint64                  // newest seq offered live, or known from a hand-over
+	local map[petrel.UserID]local // who is here
+	view  *view                   // nil: nobody on this node asks who is there
+	more  *more                   // nil: there is nothing of it
+
+	counted  int32 // subscriptions on this node that are admitted
+	bucket   Bucket
+	listens  bool // the bucket is counted
+	uncount  bool // the other nodes may have to be told counted
+	synced   bool // head is the live edge: whatever is newer will come through Publish
+	observed bool // the view stays as long as the observer wants it and there is somebody
+	dirty    bool // it is on the lane's list of what is due
+	waits    bool // it is on the list of what waits for its time; the lane's own
+}
+
+// more is what few channels have.
+type more struct {
+	waiting []waiter // in the order in which they came
+	told    told
 	last    last
 	places  *places // nil: nobody claims one
-	// observed: the view stays as long as the observer wants it and there is somebody.
-	observed bool
-	head     uint64 // newest seq offered live, or known from a hand-over
-	// synced: head is the live edge. Whatever is newer will come through Publish.
-	synced bool
+}
+
+// waiter is a subscription that is pending, or was.
+type waiter struct {
+	*Subscription
+	since time.Time
+}
+
+// extra is more, made if need be.
+func (c *channel) extra() *more {
+	if c.more == nil {
+		c.more = &more{}
+	}
+	return c.more
+}
+
+// slim lets go of what is as if it had never been.
+func (c *channel) slim() {
+	if m := c.more; m != nil && len(m.waiting) == 0 && m.places == nil && m.told.nothing() && m.last.nothing() {
+		c.more = nil
+	}
 }
 
 type mode uint8
@@ -193,52 +235,108 @@ const (
 	pending              // on an exact channel: not admitted yet
 )
 
-// Subscription is one subscriber on one channel.
+// Subscription is one subscriber on one channel. Most have nothing but this: 64 bytes.
 type Subscription struct {
-	hub   *Hub
-	shard *shard
-	to    Request
+	ch     *channel
+	to     Subscriber
+	owner  Owner
+	detail *detail // nil: none is needed
 
-	mode  mode      // guarded by shard.mu
-	index int       // in channel.subs; guarded by shard.mu
-	next  uint64    // the seq to be offered next; owned by the pool while catching, guarded by shard.mu while live
-	fails int       // pages that failed in a row; the pool's own
-	from  time.Time // since when it is catching up
-
-	listed   bool      // it was given a list of an exact channel's members; guarded by shard.mu
-	entered  bool      // it is counted; guarded by shard.mu
-	lacking  bool      // it waits for the channel's last publication from other nodes; guarded by shard.mu
-	unlisted time.Time // since when it waits for a list of who is there; zero: it has one, or wants none. Guarded by shard.mu
-	apart    func(frame []byte) (bool, error)
-	sampled  func(frame []byte, since time.Time) error // nil: cannot be measured
+	next  uint64 // the seq to be offered next; owned by the pool while catching, guarded by shard.mu while live
+	index int32  // in channel.subs; < 0: in none. Guarded by shard.mu
+	wire  uint8
+	mode  mode  // guarded by shard.mu
+	flags flags // those that may change are guarded by shard.mu
 }
+
+// flags of a subscription.
+type flags uint8
+
+const (
+	durable flags = 1 << iota // as in the Request
+	follows                   // Presence
+	counts
+	wantsLast
+	entered // it is counted. This and what follows may change
+	listed  // it was given a list of an exact channel's members
+	lacking // it waits for the channel's last publication from other nodes
+)
+
+// detail is what a subscription needs to a room, or where who is there matters.
+type detail struct {
+	actor    petrel.Actor
+	member   Member    // ID "": nobody is there by it
+	most     int       // Request.MaxMembers
+	from     time.Time // since when it is catching up
+	unlisted time.Time // since when it waits for a list of who is there; zero: it has one, or wants none. Guarded by shard.mu
+	fails    int       // pages that failed in a row; the pool's own
+}
+
+// Owner is told what becomes of subscriptions; one may own many. Its methods must not block.
+type Owner interface {
+	// Admitted: nothing can refuse the subscription any more, and its first frame is not queued yet: the place to queue
+	// what must come first. It runs under a lock. On an exact channel that may be after Subscribe returned, else it is before.
+	Admitted(s *Subscription)
+	// Missed: Last was asked for, and no node has any: at most once, before any publication is offered. It runs under a lock.
+	Missed(s *Subscription)
+	// Resync: the position cannot be served; the subscription is over.
+	Resync(s *Subscription, reason string, head uint64)
+	// Ended: the right to read is gone, or the subscription is refused after Subscribe returned; it is over.
+	Ended(s *Subscription, err error)
+}
+
+// Unconcerned is an Owner that does nothing: to be embedded by those who want to hear of less.
+type Unconcerned struct{}
+
+var _ Owner = Unconcerned{}
+
+// Admitted implements Owner.
+func (Unconcerned) Admitted(*Subscription) {}
+
+// Missed implements Owner.
+func (Unconcerned) Missed(*Subscription) {}
+
+// Resync implements Owner.
+func (Unconcerned) Resync(*Subscription, string, uint64) {}
+
+// Ended implements Owner.
+func (Unconcerned) Ended(*Subscription, error) {}
 
 // Request says what to subscribe to.
 type Request struct {
 	Channel    petrel.Channel
 	Subscriber Subscriber
-	Actor      petrel.Actor
-	Wire       int           // index of Options.Encoders
-	Conn       petrel.ConnID // the connection's name in the cell, for Publication.Except; empty: it has none
-	Member     *Member       // who is there by this subscription; nil: nobody
-	After      uint64        // the last seq the subscriber has. Rooms only
-	Durable    bool          // only what has a seq is wanted
-	Presence   bool          // who is there is wanted: a Roster first, then who comes and goes
+	Owner      Owner        // who is told what becomes of it; nil: nobody
+	Actor      petrel.Actor // whose right to read is checked. Rooms only
+	Wire       int          // index of Options.Encoders
+	Member     *Member      // who is there by this subscription; nil: nobody
+	After      uint64       // the last seq the subscriber has. Rooms only
+	Durable    bool         // only what has a seq is wanted
+	Presence   bool         // who is there is wanted: a Roster first, then who comes and goes
 	// MaxMembers is how many users may be in the channel, over all nodes, for a new one to be let in; 0: any number (places.go). Exact channels only.
 	MaxMembers int
 	Counts     bool // changes of the number of subscriptions are wanted, as publications of TypeCount. Exact channels only
 	// Last asks for the channel's last publication (Options.Last), right after Admitted and the Roster, and before any newer one. Exact channels only.
 	Last bool
-	// Missed is called when Last is asked for and no node has any: at most once, before any publication is offered. It must not block, and runs under a lock.
-	Missed func()
-	// Admitted is called once nothing can refuse the subscription any more, before its first frame is queued: the place to queue
-	// what must come first. It runs under a lock: like Send it must not block. nil: nothing must. On an exact channel that may be after
-	// Subscribe returned.
-	Admitted func()
-	// Resync is called when the position cannot be served; the subscription is over. It must not block.
-	Resync func(s *Subscription, reason string, head uint64)
-	// Ended is called when the right to read is gone, or when the subscription is refused after Subscribe returned; it is over. It must not block.
-	Ended func(s *Subscription, err error)
+}
+
+// subscription is what a request asks for, on no channel yet.
+func (r *Request) subscription() *Subscription {
+	s := &Subscription{to: r.Subscriber, owner: r.Owner, next: r.After + 1, wire: uint8(r.Wire), index: -1} //nolint:gosec // below MaxWires
+	if s.owner == nil {
+		s.owner = Unconcerned{}
+	}
+	s.set(durable, r.Durable)
+	s.set(follows, r.Presence)
+	s.set(counts, r.Counts)
+	s.set(wantsLast, r.Last)
+	if !exact(r.Channel) || r.Member != nil || r.Presence {
+		s.detail = &detail{actor: r.Actor, most: r.MaxMembers, from: time.Now()}
+		if r.Member != nil {
+			s.detail.member = *r.Member
+		}
+	}
+	return s
 }
 
 // New returns a hub. Start makes it catch up; Publish and Subscribe work before.
@@ -246,7 +344,8 @@ func New(o Options) *Hub {
 	o.defaults()
 	h := &Hub{opt: o, seed: maphash.MakeSeed(), debug: o.Logger.Enabled(context.Background(), slog.LevelDebug)}
 	for i := range h.shards {
-		h.shards[i].channels = make(map[petrel.Channel]*channel)
+		h.shards[i].hub = h
+		h.shards[i].channels = byName{}
 	}
 	h.queue.wake = sync.NewCond(&h.queue.mu)
 	h.lane.init()
@@ -255,37 +354,50 @@ func New(o Options) *Hub {
 	return h
 }
 
-func (h *Hub) shardOf(ch petrel.Channel) *shard {
-	return &h.shards[maphash.Comparable(h.seed, ch)%shardCount]
+// shardOf is where a channel is, and its key there.
+func (h *Hub) shardOf(ch petrel.Channel) (*shard, key) {
+	k := maphash.Comparable(h.seed, ch)
+	return &h.shards[k%shardCount], key(k)
 }
 
 // Channel is what s listens to.
-func (s *Subscription) Channel() petrel.Channel { return s.to.Channel }
+func (s *Subscription) Channel() petrel.Channel { return s.ch.name }
+
+// Member is who is there by s, "" if nobody.
+func (s *Subscription) Member() petrel.UserID {
+	if s.detail == nil {
+		return ""
+	}
+	return s.detail.member.ID
+}
+
+func (s *Subscription) is(f flags) bool { return s.flags&f != 0 }
+
+func (s *Subscription) set(f flags, on bool) {
+	if s.flags &^= f; on {
+		s.flags |= f
+	}
+}
 
 // Subscribe offers every event after r.After to r.Subscriber, from a goroutine of the hub or of whoever publishes, until Close.
 // It does not wait for history. The first frame may be queued before Subscribe returns.
 // It returns CodeOverloaded when too many are catching up already.
 func (h *Hub) Subscribe(r Request) (*Subscription, error) {
-	s := &Subscription{hub: h, shard: h.shardOf(r.Channel), to: r, next: r.After + 1, from: time.Now(), apart: r.Subscriber.TrySend}
-	if a, ok := r.Subscriber.(Apart); ok {
-		s.apart = a.TrySendApart
-	}
-	if m, ok := r.Subscriber.(Sampled); ok {
-		s.sampled = m.SendSampled
-	}
 	if m := r.Member; m != nil && (m.ID == "" || len(m.ID) > maxID || len(m.Info) > MaxInfo) {
 		return nil, petrel.Errorf(petrel.CodeTooLarge, "A member has an id of 1 to %d bytes, and at most %d bytes of information.", maxID, MaxInfo)
 	}
-	sh := s.shard
+	s := r.subscription()
+	sh, k := h.shardOf(r.Channel)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if exact(r.Channel) {
-		return h.subscribeExact(s)
+		return h.subscribeExact(h.channelOf(sh, k, r.Channel), s)
 	}
-	c := sh.channels[r.Channel]
+	c, isNew := sh.channels.get(k, r.Channel), false
 	if c == nil {
-		c = &channel{name: r.Channel}
+		c, isNew = &channel{name: r.Channel, shard: sh}, true
 	}
+	s.ch = c
 	// At the live edge there is nothing to read: a thousand who come back at once after a blip cost nothing.
 	// Their right to read was just checked by whoever subscribes them, and what might have changed it since is published on this channel.
 	if c.synced && c.head == r.After {
@@ -294,14 +406,14 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 		h.metrics.refused.Inc()
 		return nil, petrel.Errorf(petrel.CodeOverloaded, "Too many subscriptions are catching up right now. Come back in a moment.").After(time.Second)
 	}
-	if r.Admitted != nil {
-		r.Admitted()
+	s.owner.Admitted(s)
+	if isNew {
+		sh.channels.put(k, c)
 	}
-	sh.channels[r.Channel] = c
 	h.add(c, s)
 	h.listen(c)
 	if r.Presence {
-		s.unlisted = s.from
+		s.detail.unlisted = s.detail.from
 	}
 	h.follow(c, s)
 	h.enter(c, s)
@@ -310,15 +422,15 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 
 // add puts s into its channel; the shard's lock is held.
 func (h *Hub) add(c *channel, s *Subscription) {
-	s.index = len(c.subs)
+	s.ch, s.index = c, int32(len(c.subs)) //nolint:gosec // as many as connections
 	c.subs = append(c.subs, s)
 }
 
 // Close ends the subscription: nothing is offered once it has returned. It may be called twice.
 func (s *Subscription) Close() {
-	s.shard.mu.Lock()
+	s.ch.shard.mu.Lock()
 	s.remove()
-	s.shard.mu.Unlock()
+	s.ch.shard.mu.Unlock()
 }
 
 // remove takes s out of its channel; the shard's lock is held.
@@ -327,19 +439,17 @@ func (s *Subscription) remove() {
 		return
 	}
 	s.mode = over
-	c := s.shard.channels[s.to.Channel]
+	c, h := s.ch, s.ch.shard.hub
 	last := len(c.subs) - 1
 	c.subs[s.index] = c.subs[last]
 	c.subs[s.index].index = s.index
 	c.subs[last] = nil
 	c.subs = c.subs[:last]
 	s.index = -1
-	if c.places != nil {
-		delete(c.places.claims, s)
-	}
-	s.hub.unfollow(c, s)
-	s.hub.leave(c, s)
-	s.hub.forget(s.shard, c)
+	c.unclaim(s)
+	h.unfollow(c, s)
+	h.leave(c, s)
+	h.forget(c)
 }
 
 // Publish offers publications to whoever listens. It never waits.
@@ -354,9 +464,9 @@ func (h *Hub) publish(p *petrel.Publication) {
 		_ = h.announce(p, nil, nil) // without a relay it cannot fail
 		return
 	}
-	sh := h.shardOf(p.Channel)
+	sh, k := h.shardOf(p.Channel)
 	sh.mu.Lock()
-	c := sh.channels[p.Channel]
+	c := sh.channels.get(k, p.Channel)
 	if c == nil {
 		sh.mu.Unlock()
 		return
@@ -378,24 +488,18 @@ func (h *Hub) publish(p *petrel.Publication) {
 			}
 			continue
 		}
-		f := frames[s.to.Wire]
+		f := frames[s.wire]
 		if f == nil {
-			f = h.opt.Encoders[s.to.Wire](p)
-			frames[s.to.Wire] = f
+			f = h.opt.Encoders[s.wire](p)
+			frames[s.wire] = f
 		}
-		var err error
-		if i == sample && s.sampled != nil && !p.Applied.IsZero() {
-			err = s.sampled(f, p.Applied)
-		} else {
-			err = s.to.Subscriber.Send(f)
-		}
-		if err != nil {
+		if err := s.send(f, p.Applied, i == sample); err != nil {
 			s.mode = over // it is closing; Close will take it out
 			continue
 		}
 		offered++
 		s.next++
-		if p.Final || (p.Revoked != "" && s.to.Actor.User == p.Revoked) {
+		if p.Final || (p.Revoked != "" && s.detail.actor.User == p.Revoked) {
 			h.demote(s) // history decides whether it may go on
 		}
 	}
@@ -412,9 +516,19 @@ func (h *Hub) publish(p *petrel.Publication) {
 	}
 }
 
+// send offers a live frame. How long it took since it was committed is measured for the one that is the sample, where that can be.
+func (s *Subscription) send(f []byte, committed time.Time, sample bool) error {
+	if sample && !committed.IsZero() {
+		if m, ok := s.to.(Sampled); ok {
+			return m.SendSampled(f, committed)
+		}
+	}
+	return s.to.Send(f)
+}
+
 // demote sends a live subscription through history; the shard's lock is held.
 func (h *Hub) demote(s *Subscription) {
-	s.mode, s.from = catching, time.Now()
+	s.mode, s.detail.from = catching, time.Now()
 	h.queue.push(s)
 }
 
@@ -424,7 +538,7 @@ func (h *Hub) OnRestore() {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			c.synced = false
 			for _, s := range c.subs {
 				if s.mode == live && !exact(c.name) {
@@ -441,7 +555,7 @@ func (h *Hub) Counts() (channels, subscriptions int) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			if len(c.subs) > 0 {
 				channels++
 			}

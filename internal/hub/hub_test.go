@@ -114,7 +114,7 @@ func TestHandOverFromHistoryToLive(t *testing.T) {
 		story.set(channelOf(0), 5)
 		h := newHub(t, story, nil)
 		admitted := func() { _ = e.Send([]byte("ok")) }
-		s, err := h.Subscribe(Request{Channel: channelOf(0), Subscriber: e, After: 2, Admitted: admitted})
+		s, err := h.Subscribe(Request{Channel: channelOf(0), Subscriber: e, After: 2, Owner: hooks{admitted: admitted}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +199,7 @@ func TestAheadIsResync(t *testing.T) {
 		var head uint64
 		_, _ = h.Subscribe(Request{
 			Channel: channelOf(0), Subscriber: &ear{}, After: 9,
-			Resync: func(_ *Subscription, r string, at uint64) { reason, head = r, at },
+			Owner: hooks{resync: func(r string, at uint64) { reason, head = r, at }},
 		})
 		synctest.Wait()
 		if _, n := h.Counts(); reason != "ahead" || head != 5 || n != 0 {
@@ -224,7 +224,7 @@ func TestRevokedEndsExactlyThere(t *testing.T) {
 		})
 		ann, bob := &ear{}, &ear{}
 		var why error
-		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: ann, Actor: petrel.Actor{User: "ann"}, Ended: func(_ *Subscription, err error) { why = err }})
+		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: ann, Actor: petrel.Actor{User: "ann"}, Owner: hooks{ended: func(err error) { why = err }}})
 		_, _ = h.Subscribe(Request{Channel: channelOf(0), Subscriber: bob, Actor: petrel.Actor{User: "bob"}})
 		synctest.Wait()
 		story.set(channelOf(0), 3)
@@ -334,7 +334,7 @@ func TestConcurrent(t *testing.T) {
 					return
 				default:
 				}
-				s, err := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}, Resync: func(*Subscription, string, uint64) {}})
+				s, err := h.Subscribe(Request{Channel: channelOf(0), Subscriber: &ear{}})
 				if err == nil {
 					s.Close()
 				}
@@ -359,7 +359,38 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
+// hooks are an Owner made of functions.
+type hooks struct {
+	admitted, missed func()
+	resync           func(reason string, head uint64)
+	ended            func(err error)
+}
+
+func (o hooks) Admitted(*Subscription) {
+	if o.admitted != nil {
+		o.admitted()
+	}
+}
+
+func (o hooks) Missed(*Subscription) {
+	if o.missed != nil {
+		o.missed()
+	}
+}
+
+func (o hooks) Resync(_ *Subscription, reason string, head uint64) { o.resync(reason, head) }
+func (o hooks) Ended(_ *Subscription, err error)                   { o.ended(err) }
+
+// channelsBeside is the part of the channels in which one lies.
+func (h *Hub) channelsBeside(ch petrel.Channel) byName {
+	sh, _ := h.shardOf(ch)
+	return sh.channels
+}
+
+// sink counts what it is sent; it has a name in the cell, as connections have.
 type sink struct{ n int }
+
+func (*sink) ID() petrel.ConnID { return "sink" }
 
 func (s *sink) Send([]byte) error            { s.n++; return nil }
 func (s *sink) TrySend([]byte) (bool, error) { s.n++; return true, nil }
@@ -400,7 +431,7 @@ func BenchmarkAnnounce(b *testing.B) {
 			h := New(Options{Encoders: []func(*petrel.Publication) []byte{words}, History: (&tale{}).page})
 			sinks := make([]sink, n)
 			for i := range sinks {
-				if _, err := h.Subscribe(Request{Channel: pusherChannel(0), Subscriber: &sinks[i], Conn: petrel.ConnID(fmt.Sprint(i))}); err != nil {
+				if _, err := h.Subscribe(Request{Channel: pusherChannel(0), Subscriber: &sinks[i]}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -296,7 +296,7 @@ func (h *Hub) everyExact() (all []*channel) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			if exact(c.name) {
 				c.uncount = h.relayed() != nil
 				all = append(all, c)
@@ -309,10 +309,10 @@ func (h *Hub) everyExact() (all []*channel) {
 
 // tend tells others and the channel's own subscribers what changed, and keeps the channel on the list while it waits for something.
 func (h *Hub) tend(c *channel, now time.Time) {
-	sh := h.shardOf(c.name)
+	sh, k := h.shardOf(c.name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.channels[c.name] != c {
+	if sh.channels.get(k, c.name) != c {
 		return
 	}
 	c.dirty = false
@@ -335,17 +335,22 @@ func (h *Hub) tend(c *channel, now time.Time) {
 		c.waits = true
 		h.lane.later = append(h.lane.later, c)
 	}
-	if len(c.waiting) > 0 {
+	if c.more != nil && len(c.more.waiting) > 0 {
 		h.lane.soon = append(h.lane.soon, c)
 	}
-	h.forget(sh, c)
+	c.slim()
+	h.forget(c)
 }
 
 // report tells the other nodes who came and went here, and how many subscriptions there are; the shard's lock is held. It says whether something
 // waits for its time, unless it is to be told now.
 func (h *Hub) report(c *channel, now time.Time, all bool) (waits bool) {
+	if !c.uncount && (c.more == nil || len(c.more.told.was) == 0) {
+		return false
+	}
+	t, counted := &c.extra().told, int(c.counted)
 	var came, left []petrel.UserID
-	for user, was := range c.was {
+	for user, was := range t.was {
 		switch _, here := c.local[user]; {
 		case here && !was:
 			came = append(came, user)
@@ -353,33 +358,33 @@ func (h *Hub) report(c *channel, now time.Time, all bool) (waits bool) {
 			left = append(left, user)
 		}
 	}
-	clear(c.was)
+	clear(t.was)
 	slices.Sort(came)
 	slices.Sort(left)
-	numbered := c.uncount && c.counted != c.number && (all || h.reported(c.name))
-	if numbered && !all && min(c.counted, c.number) > manySubs && now.Sub(c.numberAt) < countEvery {
+	numbered := c.uncount && counted != t.number && (all || h.reported(c.name))
+	if numbered && !all && min(counted, t.number) > manySubs && now.Sub(t.numberAt) < countEvery {
 		numbered, waits = false, true // among so many, one more or less can wait
 	}
 	if !waits {
 		c.uncount = false
 	}
 	if numbered {
-		c.numberAt = now
+		t.numberAt = now
 	}
 	for numbered || len(came)+len(left) > 0 {
 		nc, infos := c.take(came)
 		nl := min(len(left), maxUsers-nc)
-		said := change{since: c.version, came: came[:nc], left: left[:nl], numbered: numbered, number: c.counted, infos: infos}
-		if c.reported == 0 && c.number == 0 {
+		said := change{since: t.version, came: came[:nc], left: left[:nl], numbered: numbered, number: counted, infos: infos}
+		if !t.something() {
 			said.since = 0
 		}
 		if numbered {
-			c.number, numbered = c.counted, false
+			t.number, numbered = counted, false
 		}
 		h.lane.version++
-		c.version = h.lane.version
-		said.version = c.version
-		c.reported += nc - nl
+		t.version = h.lane.version
+		said.version = t.version
+		t.reported += nc - nl
 		h.put(c.bucket, itemChange, func(b []byte) []byte { return said.append(appendChannel(b, c.name)) })
 		came, left = came[nc:], left[nl:]
 	}
@@ -400,10 +405,10 @@ func (c *channel) take(users []petrel.UserID) (n int, infos []string) {
 
 // answer sends a full report of a channel; nobody is an answer too.
 func (h *Hub) answer(ch petrel.Channel) {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c := sh.channels[ch]
+	c := sh.channels.get(k, ch)
 	version, b := h.lane.version, h.relayed().Bucket(ch)
 	if c == nil {
 		h.put(b, itemFull, func(b []byte) []byte { return full{version: version, last: true}.append(appendChannel(b, ch)) })
@@ -413,13 +418,15 @@ func (h *Hub) answer(ch petrel.Channel) {
 		c.uncount = true
 	}
 	h.report(c, time.Now(), true) // so that the version is that of who is here now
+	defer c.slim()
+	t := &c.extra().told
 	users := slices.Sorted(maps.Keys(c.local))
-	if version = h.lane.version; c.reported > 0 || c.number > 0 {
-		version = c.version
+	if version = h.lane.version; t.something() {
+		version = t.version
 	}
 	for part := uint64(0); ; part++ {
 		n, infos := c.take(users)
-		said := full{version: version, part: part, last: n == len(users), users: users[:n], number: c.number, infos: infos}
+		said := full{version: version, part: part, last: n == len(users), users: users[:n], number: t.number, infos: infos}
 		h.put(b, itemFull, func(b []byte) []byte { return said.append(appendChannel(b, ch)) })
 		if users = users[n:]; said.last {
 			return
@@ -432,7 +439,7 @@ func (h *Hub) lookAtViews(now time.Time) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			if c.view == nil {
 				continue
 			}
@@ -458,9 +465,9 @@ func (h *Hub) sumUp(called map[Bucket]struct{}, all bool) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
-			if _, is := called[c.bucket]; (all || is) && (c.reported > 0 || c.number > 0) {
-				list = append(list, newest{c.name, c.bucket, c.version})
+		for c := range sh.channels.all() {
+			if _, is := called[c.bucket]; (all || is) && c.more != nil && c.more.told.something() {
+				list = append(list, newest{c.name, c.bucket, c.more.told.version})
 			}
 		}
 		sh.mu.Unlock()
@@ -521,16 +528,16 @@ func (h *Hub) takeReport(from Peer, kind itemKind, in *reader) {
 	if !in.ok {
 		return
 	}
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	inc, alive := (*h.lane.peers.Load())[from.Node]
 	if !alive || inc != from.Incarnation {
 		return
 	}
-	c := sh.channels[ch]
+	c := sh.channels.get(k, ch)
 	if (c == nil || c.view == nil) && h.wants(ch, h.relayed().Bucket(ch)) {
-		c = h.channelOf(sh, ch)
+		c = h.channelOf(sh, k, ch)
 		h.listen(c)
 		h.watch(c)
 		c.observed = true

@@ -32,10 +32,18 @@ type last struct {
 	frames  [MaxWires][]byte // of the one that is kept; nil: not encoded yet
 }
 
+func (l *last) nothing() bool {
+	return !l.known && !l.asked && len(l.lacking) == 0 && !slices.ContainsFunc(l.frames[:], func(f []byte) bool { return f != nil })
+}
+
 // superseded: there is a newer one, which those who still wait are offered instead.
-func (l *last) superseded() {
+func (c *channel) superseded() {
+	if c.more == nil {
+		return
+	}
+	l := &c.more.last
 	for _, s := range l.lacking {
-		s.lacking = false
+		s.set(lacking, false)
 	}
 	l.lacking, l.frames = nil, [MaxWires][]byte{}
 }
@@ -45,16 +53,17 @@ func (h *Hub) giveLast(c *channel, s *Subscription) {
 	if h.offerLast(c, s) {
 		return
 	}
-	if h.opt.Last == nil || c.last.known || len(*h.lane.peers.Load()) == 0 {
-		s.missed()
+	if h.opt.Last == nil || (c.more != nil && c.more.last.known) || len(*h.lane.peers.Load()) == 0 {
+		s.owner.Missed(s)
 		return
 	}
-	s.lacking = true
-	c.last.lacking = append(c.last.lacking, s)
-	if c.last.asked {
+	s.set(lacking, true)
+	last := &c.extra().last
+	last.lacking = append(last.lacking, s)
+	if last.asked {
 		return
 	}
-	c.last.asked = true
+	last.asked = true
 	l := &h.lane
 	l.mu.Lock()
 	l.lasts = append(l.lasts, c.name)
@@ -68,19 +77,12 @@ func (h *Hub) offerLast(c *channel, s *Subscription) bool {
 	if !ok {
 		return false
 	}
-	f := c.last.frames[s.to.Wire]
-	if f == nil {
-		f = h.opt.Encoders[s.to.Wire](&p)
-		c.last.frames[s.to.Wire] = f
+	frames := &c.extra().last.frames
+	if frames[s.wire] == nil {
+		frames[s.wire] = h.opt.Encoders[s.wire](&p)
 	}
-	h.tellApart(s, f)
+	h.tellApart(s, frames[s.wire])
 	return true
-}
-
-func (s *Subscription) missed() {
-	if s.to.Missed != nil {
-		s.to.Missed()
-	}
 }
 
 // startLasts asks the other nodes for what is lacking here: one round at a time, and as many channels as came meanwhile. It is called by the lane's goroutine.
@@ -181,25 +183,26 @@ func (h *Hub) kept(ch petrel.Channel) (p petrel.Publication, left time.Duration,
 
 // tookLast gives those who wait what the other nodes had.
 func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c := sh.channels[ch]
+	c := sh.channels.get(k, ch)
 	if c == nil {
 		return
 	}
-	c.last.asked, c.last.known = false, whole
+	last := &c.extra().last
+	last.asked, last.known = false, whole
 	if _, _, kept := h.opt.Last.Kept(ch); p != nil && !kept { // else something newer was heard meanwhile
 		h.opt.Last.Keep(p)
-		c.last.frames = [MaxWires][]byte{}
+		last.frames = [MaxWires][]byte{}
 	}
-	waiting := c.last.lacking
-	c.last.lacking = nil
+	waiting := last.lacking
+	last.lacking = nil
 	for _, s := range waiting {
-		if s.lacking && s.mode == live && !h.offerLast(c, s) {
-			s.missed()
+		if s.is(lacking) && s.mode == live && !h.offerLast(c, s) {
+			s.owner.Missed(s)
 		}
-		s.lacking = false
+		s.set(lacking, false)
 	}
 }
 
@@ -215,14 +218,14 @@ func (h *Hub) Last(ctx context.Context, ch petrel.Channel) (p petrel.Publication
 	ctx, cancel := context.WithTimeout(ctx, lastWithin)
 	defer cancel()
 	newest, _ := h.askLasts(ctx, []petrel.Channel{ch})
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if found := newest[ch]; found != nil {
 		if _, _, kept := h.opt.Last.Kept(ch); !kept {
 			h.opt.Last.Keep(found)
-			if c := sh.channels[ch]; c != nil {
-				c.last.frames = [MaxWires][]byte{}
+			if c := sh.channels.get(k, ch); c != nil && c.more != nil {
+				c.more.last.frames = [MaxWires][]byte{}
 			}
 		}
 	}

@@ -185,8 +185,7 @@ func (w *world) subscribe(room int) {
 	l.got = uint64(rapid.IntRange(0, int(head)).Draw(w.t, "after"))
 	s, err := w.hub.Subscribe(Request{
 		Channel: channelOf(room), Subscriber: l, Actor: petrel.Actor{User: l.user}, After: l.got,
-		Resync: func(_ *Subscription, reason string, _ uint64) { w.t.Fatalf("resync: %s", reason) },
-		Ended:  func(*Subscription, error) { l.ended = true },
+		Owner: hooks{resync: func(reason string, _ uint64) { w.t.Fatalf("resync: %s", reason) }, ended: func(error) { l.ended = true }},
 	})
 	if err != nil {
 		w.t.Fatal(err)

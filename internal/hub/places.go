@@ -58,17 +58,17 @@ func (x claimant) compare(y claimant) int {
 
 // letIn says whether a member may be admitted now; if not, and without an error, there is a claim. The shard's lock is held.
 func (h *Hub) letIn(c *channel, s *Subscription, now time.Time) (bool, error) {
-	m, limit, v := s.to.Member, s.to.MaxMembers, c.view
-	if m == nil || limit <= 0 {
+	user, limit := s.newcomer()
+	if limit == 0 {
 		return true, nil
 	}
-	if _, here := c.local[m.ID]; here {
+	if _, here := c.local[user]; here {
 		return true, nil
 	}
-	if c.places != nil && c.places.claims[s] != nil {
+	if c.more != nil && c.more.places != nil && c.more.places.claims[s] != nil {
 		return false, nil // it is being asked about
 	}
-	if v != nil && len(v.count) >= limit && v.count[m.ID] == 0 {
+	if v := c.view; v != nil && len(v.count) >= limit && v.count[user] == 0 {
 		return false, h.full(limit)
 	}
 	alive := *h.lane.peers.Load()
@@ -76,12 +76,12 @@ func (h *Hub) letIn(c *channel, s *Subscription, now time.Time) (bool, error) {
 		return true, nil
 	}
 	p := c.placesOf()
-	taken := map[petrel.UserID]bool{m.ID: true} // who cannot fit beside those here need not ask
-	for user := range c.local {
-		taken[user] = true
+	taken := map[petrel.UserID]bool{user: true} // who cannot fit beside those here need not ask
+	for here := range c.local {
+		taken[here] = true
 	}
 	for before := range p.claims {
-		taken[before.to.Member.ID] = true
+		taken[before.Member()] = true
 	}
 	if len(taken) > limit {
 		return false, h.full(limit)
@@ -104,7 +104,7 @@ func (h *Hub) full(limit int) error {
 // free says whether one more may be let in without asking: the node stays within its share, and so do all the others.
 func (c *channel) free(limit int, alive map[petrel.NodeID]uint64, now time.Time) bool {
 	n := len(alive) + 1
-	if (c.places != nil && now.Before(c.places.strict)) || c.view == nil || !c.view.whole(alive) || (len(c.local)+1)*n > limit {
+	if (c.more != nil && c.more.places != nil && now.Before(c.more.places.strict)) || c.view == nil || !c.view.whole(alive) || (len(c.local)+1)*n > limit {
 		return false
 	}
 	for _, r := range c.view.reports {
@@ -117,8 +117,8 @@ func (c *channel) free(limit int, alive map[petrel.NodeID]uint64, now time.Time)
 
 // makeRoom ends the showing of those who left a moment ago where one more would be one too many.
 func (c *channel) makeRoom(s *Subscription) {
-	m, limit, v := s.to.Member, s.to.MaxMembers, c.view
-	if m != nil && limit > 0 && v != nil && v.shown() >= limit && !v.shows(m.ID) {
+	user, limit := s.newcomer()
+	if v := c.view; limit > 0 && v != nil && v.shown() >= limit && !v.shows(user) {
 		for user := range v.held {
 			v.release(user)
 		}
@@ -126,18 +126,37 @@ func (c *channel) makeRoom(s *Subscription) {
 }
 
 func (c *channel) placesOf() *places {
-	if c.places == nil {
-		c.places = &places{claims: map[*Subscription]*claim{}}
+	m := c.extra()
+	if m.places == nil {
+		m.places = &places{claims: map[*Subscription]*claim{}}
 	}
-	return c.places
+	return m.places
+}
+
+// newcomer is who wants to be there by s, and how many may be; 0: nobody, or any number.
+func (s *Subscription) newcomer() (user petrel.UserID, limit int) {
+	if d := s.detail; d != nil && d.member.ID != "" && d.most > 0 {
+		return d.member.ID, d.most
+	}
+	return "", 0
+}
+
+// unclaim forgets the claim of one who is settled, or leaves.
+func (c *channel) unclaim(s *Subscription) {
+	if c.more != nil && c.more.places != nil {
+		delete(c.more.places.claims, s)
+	}
 }
 
 // tendPlaces drops what is not needed any more; the shard's lock is held. It says whether something waits for its time.
 func (c *channel) tendPlaces(now time.Time) (waits bool) {
-	if c.places != nil && len(c.places.claims) == 0 && !now.Before(c.places.strict) {
-		c.places = nil
+	if c.more == nil || c.more.places == nil {
+		return false
 	}
-	return c.places != nil
+	if p := c.more.places; len(p.claims) == 0 && !now.Before(p.strict) {
+		c.more.places = nil
+	}
+	return c.more.places != nil
 }
 
 // startClaims asks the other nodes about those who claim places: one round at a time, about as many channels as came meanwhile. It is called by the lane's goroutine.
@@ -185,11 +204,11 @@ func (h *Hub) startClaims(ctx context.Context) {
 
 // claimsOf calls fn with a channel that somebody claims a place in, under its shard's lock.
 func (h *Hub) claimsOf(ch petrel.Channel, fn func(c *channel, p *places)) {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if c := sh.channels[ch]; c != nil && c.places != nil {
-		fn(c, c.places)
+	if c := sh.channels.get(k, ch); c != nil && c.more != nil && c.more.places != nil {
+		fn(c, c.more.places)
 	}
 }
 
@@ -248,17 +267,17 @@ func (h *Hub) appendPlaces(b []byte, channels []petrel.Channel) []byte {
 }
 
 func (h *Hub) appendPlace(b []byte, ch petrel.Channel) []byte {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c := h.channelOf(sh, ch) // it remembers that it was asked, also when nobody is there
+	c := h.channelOf(sh, k, ch) // it remembers that it was asked, also when nobody is there
 	p := c.placesOf()
 	p.strict = time.Now().Add(strictFor)
 	h.mark(c)
 	b = appendUsers(b, slices.Sorted(maps.Keys(c.local)))
 	b = appendNumbers(b, uint64(len(p.claims)))
 	for _, s := range p.inOrder(false) {
-		b = appendText(appendNumbers(b, p.claims[s].at), s.to.Member.ID)
+		b = appendText(appendNumbers(b, p.claims[s].at), s.Member())
 	}
 	return b
 }
@@ -282,7 +301,7 @@ func (h *Hub) settle(ch petrel.Channel, said *occupied, missing []petrel.NodeID)
 		t := h.tableOf(c, said, missing)
 		for _, s := range p.inOrder(true) {
 			x := p.claims[s]
-			verdict := t.judge(s.to.MaxMembers, claimant{x.at, h.nodeName(), s.to.Member.ID})
+			verdict := t.judge(s.detail.most, claimant{x.at, h.nodeName(), s.Member()})
 			switch {
 			case verdict == fits:
 				h.admit(c, s, now)
@@ -290,9 +309,8 @@ func (h *Hub) settle(ch petrel.Channel, said *occupied, missing []petrel.NodeID)
 				x.asked, again = false, true
 			default:
 				s.remove()
-				if err := h.full(s.to.MaxMembers); s.to.Ended != nil {
-					refused = append(refused, func() { s.to.Ended(s, err) })
-				}
+				err := h.full(s.detail.most)
+				refused = append(refused, func() { s.owner.Ended(s, err) })
 			}
 		}
 		again = again || len(p.claims) > 0
@@ -320,7 +338,7 @@ func (p *places) inOrder(asked bool) []*Subscription {
 		}
 	}
 	slices.SortFunc(all, func(a, b *Subscription) int {
-		return cmp.Or(cmp.Compare(p.claims[a].at, p.claims[b].at), cmp.Compare(a.to.Member.ID, b.to.Member.ID))
+		return cmp.Or(cmp.Compare(p.claims[a].at, p.claims[b].at), cmp.Compare(a.Member(), b.Member()))
 	})
 	return all
 }

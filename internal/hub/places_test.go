@@ -61,15 +61,14 @@ func (d *door) come(node int, user petrel.UserID) {
 	}
 	s, err := d.nodes[node].Subscribe(Request{
 		Channel: pusherChannel(0), Subscriber: &ear{}, Member: who(user), Presence: true, MaxMembers: d.limit,
-		Admitted: func() {
+		Owner: hooks{ended: end, admitted: func() {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			if !g.over { // it is leaving
 				g.admitted = true
 				d.count(g, 1)
 			}
-		},
-		Ended: func(_ *Subscription, err error) { end(err) },
+		}},
 	})
 	if err != nil {
 		end(err)
@@ -322,7 +321,7 @@ func TestSimPlaces(t *testing.T) {
 			}
 			<-time.After(2 * unheardAfter)
 			for i := range 2 {
-				if kept := len(nodes[i].shardOf(pusherChannel(0)).channels); kept != 0 {
+				if kept := len(nodes[i].channelsBeside(pusherChannel(0))); kept != 0 {
 					wrong += fmt.Sprintln("node", i, "keeps the channel")
 				}
 			}

@@ -39,24 +39,19 @@ type Roster struct {
 	Partial bool            // a living node has not said yet who is on it
 }
 
-// presence is the part of a channel that says who is there. The shard's lock guards it.
-type presence struct {
-	local   map[petrel.UserID]local
-	counted int   // subscriptions on this node that are admitted
-	view    *view // nil: nobody on this node asks
-	dirty   bool  // it is on the lane's list of what is due
-	waits   bool  // it is on the list of what waits for its time; the lane's own
-
-	// What the other nodes were told.
+// told is what the other nodes were told of a channel. The shard's lock guards it.
+type told struct {
 	version  uint64                 // of the newest report
 	reported int                    // users in it
 	was      map[petrel.UserID]bool // users whose presence may have changed since, and whether they were here
 	number   int                    // subscriptions in it
 	numberAt time.Time              // when it was told
-	uncount  bool                   // counted may have changed since
-	bucket   Bucket
-	listens  bool // the bucket is counted
 }
+
+// something says whether others believe that somebody is here.
+func (t *told) something() bool { return t.reported > 0 || t.number > 0 }
+
+func (t *told) nothing() bool { return !t.something() && len(t.was) == 0 }
 
 // local is a user on this node.
 type local struct {
@@ -65,30 +60,31 @@ type local struct {
 }
 
 // changed notes that the others must hear of a user.
-func (p *presence) changed(user petrel.UserID, was bool) {
-	if p.was == nil {
-		p.was = map[petrel.UserID]bool{}
+func (c *channel) changed(user petrel.UserID, was bool) {
+	t := &c.extra().told
+	if t.was == nil {
+		t.was = map[petrel.UserID]bool{}
 	}
-	if _, noted := p.was[user]; !noted {
-		p.was[user] = was
+	if _, noted := t.was[user]; !noted {
+		t.was[user] = was
 	}
 }
 
 // enter counts a new subscription; the shard's lock is held.
 func (h *Hub) enter(c *channel, s *Subscription) {
-	s.entered = true
+	s.set(entered, true)
 	c.counted++
 	h.recount(c)
-	if s.to.Member == nil {
+	user := s.Member()
+	if user == "" {
 		return
 	}
-	user := s.to.Member.ID
 	if c.local == nil {
 		c.local = map[petrel.UserID]local{}
 	}
 	at, there := c.local[user]
 	if !there {
-		at.info = string(s.to.Member.Info)
+		at.info = string(s.detail.member.Info)
 	}
 	at.subs++
 	c.local[user] = at
@@ -107,16 +103,16 @@ func (h *Hub) enter(c *channel, s *Subscription) {
 
 // leave takes a subscription out of the count; the shard's lock is held.
 func (h *Hub) leave(c *channel, s *Subscription) {
-	if !s.entered {
+	if !s.is(entered) {
 		return
 	}
-	s.entered = false
+	s.set(entered, false)
 	c.counted--
 	h.recount(c)
-	if s.to.Member == nil {
+	user := s.Member()
+	if user == "" {
 		return
 	}
-	user := s.to.Member.ID
 	at := c.local[user]
 	if at.subs--; at.subs > 0 {
 		c.local[user] = at
@@ -135,21 +131,21 @@ func (h *Hub) leave(c *channel, s *Subscription) {
 
 // follow counts a subscription that asks who, or how many, are there; the shard's lock is held.
 func (h *Hub) follow(c *channel, s *Subscription) {
-	if s.to.Presence || s.to.Counts {
+	if s.is(follows | counts) {
 		h.watch(c).wanted++
 		h.mark(c)
 	}
-	if s.to.Counts {
+	if s.is(counts) {
 		c.view.counters++
 	}
 }
 
 func (h *Hub) unfollow(c *channel, s *Subscription) {
-	if s.to.Presence || s.to.Counts {
+	if s.is(follows | counts) {
 		c.view.wanted--
 		h.mark(c)
 	}
-	if s.to.Counts {
+	if s.is(counts) {
 		c.view.counters--
 	}
 }
@@ -172,11 +168,15 @@ func (h *Hub) recount(c *channel) {
 }
 
 // forget drops a channel that nothing needs any more; the shard's lock is held.
-func (h *Hub) forget(sh *shard, c *channel) {
-	if len(c.subs) > 0 || c.view != nil || len(c.was) > 0 || c.uncount || c.places != nil || sh.channels[c.name] != c {
+func (h *Hub) forget(c *channel) {
+	if len(c.subs) > 0 || c.view != nil || c.uncount || (c.more != nil && (len(c.more.told.was) > 0 || c.more.places != nil)) {
 		return
 	}
-	delete(sh.channels, c.name)
+	sh, k := h.shardOf(c.name)
+	if sh.channels.get(k, c.name) != c {
+		return
+	}
+	sh.channels.drop(k, c)
 	if c.listens {
 		c.listens = false
 		h.lane.count(c.bucket, -1)

@@ -201,7 +201,7 @@ func TestPresenceAcrossNodes(t *testing.T) {
 			t.Fatalf("read %v in %v", r, took)
 		}
 		<-time.After(2 * keepView)
-		if channels := len(nodes[2].shardOf(channelOf(0)).channels); channels != 0 {
+		if channels := len(nodes[2].channelsBeside(channelOf(0))); channels != 0 {
 			t.Fatal("a channel stays that nobody asks for")
 		}
 	})

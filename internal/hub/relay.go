@@ -50,7 +50,7 @@ func (h *Hub) Join(r Relay) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			h.listen(c)
 			c.uncount = exact(c.name)
 			for user := range c.local {
@@ -82,7 +82,7 @@ func (h *Hub) Announce(p *petrel.Publication, except Subscriber) error {
 // announce offers p here, and to others by r. Both happen under the lock of the channel's shard, so that everybody gets one
 // channel's publications in the same order.
 func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err error) {
-	sh := h.shardOf(p.Channel)
+	sh, k := h.shardOf(p.Channel)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if r != nil {
@@ -92,24 +92,24 @@ func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err e
 	if h.opt.Last != nil && exact(p.Channel) {
 		h.opt.Last.Keep(p)
 	}
-	c := sh.channels[p.Channel]
+	c := sh.channels.get(k, p.Channel)
 	if c == nil {
 		return err
 	}
 	strict := exact(p.Channel)
 	if strict && !p.Client {
-		c.last.superseded()
+		c.superseded()
 	}
 	var frames [MaxWires][]byte
 	queued, dropped := 0, 0
 	for _, s := range c.subs {
-		if s.mode == over || s.mode == pending || s.to.Durable || (except != nil && s.to.Subscriber == except) || (p.Except != "" && s.to.Conn == p.Except) {
+		if s.mode == over || s.mode == pending || s.is(durable) || (except != nil && s.to == except) || (p.Except != "" && s.isOf(p.Except)) {
 			continue
 		}
-		f := frames[s.to.Wire]
+		f := frames[s.wire]
 		if f == nil {
-			f = h.opt.Encoders[s.to.Wire](p)
-			frames[s.to.Wire] = f
+			f = h.opt.Encoders[s.wire](p)
+			frames[s.wire] = f
 		}
 		if h.sendApart(s, f, strict) {
 			queued++
@@ -126,10 +126,10 @@ func (h *Hub) announce(p *petrel.Publication, except Subscriber, r Relay) (err e
 func (h *Hub) sendApart(s *Subscription, f []byte, strict bool) (queued bool) {
 	var err error
 	if strict {
-		err = s.to.Subscriber.Send(f)
+		err = s.to.Send(f)
 		queued = err == nil
 	} else {
-		queued, err = s.apart(f)
+		queued, err = s.trySendApart(f)
 	}
 	if err != nil {
 		s.mode = over // it is closing; Close will take it out
@@ -137,9 +137,23 @@ func (h *Hub) sendApart(s *Subscription, f []byte, strict bool) (queued bool) {
 	return queued && err == nil
 }
 
+// trySendApart offers a frame that takes no number.
+func (s *Subscription) trySendApart(f []byte) (queued bool, err error) {
+	if a, ok := s.to.(Apart); ok {
+		return a.TrySendApart(f)
+	}
+	return s.to.TrySend(f)
+}
+
+// isOf says whether s is of the connection of that name in the cell.
+func (s *Subscription) isOf(id petrel.ConnID) bool {
+	n, ok := s.to.(Named)
+	return ok && n.ID() == id
+}
+
 // tellApart offers one subscription a frame about who is there, and counts it.
 func (h *Hub) tellApart(s *Subscription, f []byte) bool {
-	if !h.sendApart(s, f, exact(s.to.Channel)) {
+	if !h.sendApart(s, f, exact(s.ch.name)) {
 		if s.mode != over {
 			h.metrics.dropped.Inc()
 		}
@@ -188,7 +202,7 @@ func (h *Hub) Peers(alive []Peer) {
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
-		for _, c := range sh.channels {
+		for c := range sh.channels.all() {
 			if c.view != nil {
 				c.view.keepOnly(now, time.Now())
 				h.mark(c)

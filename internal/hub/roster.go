@@ -22,14 +22,14 @@ func (h *Hub) Present(ctx context.Context, ch petrel.Channel) (out Roster) {
 // look calls fn with a channel's view once every living node has said what it has, or was given time to. fn runs under the shard's lock; it is not
 // called for a channel that nobody knows on a node that is alone.
 func (h *Hub) look(ctx context.Context, ch petrel.Channel, fn func(c *channel, v *view, whole bool)) {
-	sh := h.shardOf(ch)
+	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	alive := *h.lane.peers.Load()
-	if sh.channels[ch] == nil && len(alive) == 0 {
+	if sh.channels.get(k, ch) == nil && len(alive) == 0 {
 		return
 	}
-	c := h.channelOf(sh, ch)
+	c := h.channelOf(sh, k, ch)
 	h.listen(c)
 	v := h.watch(c)
 	v.wanted++
@@ -54,11 +54,11 @@ func (h *Hub) look(ctx context.Context, ch petrel.Channel, fn func(c *channel, v
 }
 
 // channelOf returns a channel, made if need be; the shard's lock is held.
-func (h *Hub) channelOf(sh *shard, ch petrel.Channel) *channel {
-	c := sh.channels[ch]
+func (h *Hub) channelOf(sh *shard, k key, ch petrel.Channel) *channel {
+	c := sh.channels.get(k, ch)
 	if c == nil {
-		c = &channel{name: ch}
-		sh.channels[ch] = c
+		c = &channel{name: ch, shard: sh}
+		sh.channels.put(k, c)
 	}
 	return c
 }
@@ -82,10 +82,10 @@ func (h *Hub) show(c *channel, v *view, now time.Time) (waits bool) {
 	}
 	var frames rosterFrames
 	for _, s := range c.subs {
-		if s.unlisted.IsZero() || s.mode == over {
+		if s.detail.unlisted.IsZero() || s.mode == over {
 			continue
 		}
-		if (!whole && now.Sub(s.unlisted) < rosterWithin) || !h.list(s, v.roster, &frames) {
+		if (!whole && now.Sub(s.detail.unlisted) < rosterWithin) || !h.list(s, v.roster, &frames) {
 			waits = true
 		}
 	}
@@ -124,14 +124,14 @@ func (h *Hub) tellOne(c *channel, user petrel.UserID, here bool, now time.Time) 
 	}
 	var frames [MaxWires][]byte
 	for _, s := range c.subs {
-		if !s.to.Presence || !s.unlisted.IsZero() || s.mode == over {
+		if !s.is(follows) || !s.detail.unlisted.IsZero() || s.mode == over {
 			continue
 		}
-		if frames[s.to.Wire] == nil {
-			frames[s.to.Wire] = h.opt.Encoders[s.to.Wire](&p)
+		if frames[s.wire] == nil {
+			frames[s.wire] = h.opt.Encoders[s.wire](&p)
 		}
-		if !h.tellApart(s, frames[s.to.Wire]) {
-			s.unlisted = now
+		if !h.tellApart(s, frames[s.wire]) {
+			s.detail.unlisted = now
 			h.mark(c)
 		}
 	}
@@ -144,8 +144,8 @@ type rosterFrames [MaxWires][]byte
 func (h *Hub) relist(c *channel, roster func(petrel.Channel) *Roster) {
 	var frames rosterFrames
 	for _, s := range c.subs {
-		if s.to.Presence && s.unlisted.IsZero() && s.mode != over && !h.list(s, roster, &frames) {
-			s.unlisted = time.Now()
+		if s.is(follows) && s.detail.unlisted.IsZero() && s.mode != over && !h.list(s, roster, &frames) {
+			s.detail.unlisted = time.Now()
 			h.mark(c)
 		}
 	}
@@ -153,14 +153,14 @@ func (h *Hub) relist(c *channel, roster func(petrel.Channel) *Roster) {
 
 // list offers one subscription a list, which is made and encoded for the first that wants it.
 func (h *Hub) list(s *Subscription, roster func(petrel.Channel) *Roster, frames *rosterFrames) bool {
-	f := frames[s.to.Wire]
+	f := frames[s.wire]
 	if f == nil {
-		f = h.opt.Rosters[s.to.Wire](roster(s.to.Channel))
-		frames[s.to.Wire] = f
+		f = h.opt.Rosters[s.wire](roster(s.ch.name))
+		frames[s.wire] = f
 	}
 	if !h.tellApart(s, f) {
 		return false
 	}
-	s.unlisted = time.Time{}
+	s.detail.unlisted = time.Time{}
 	return true
 }

@@ -86,6 +86,22 @@ func (c *simQueue) TrySend(frame []byte) (bool, error) {
 	return true, nil
 }
 
+// simOwner hears how a subscription ended.
+type simOwner struct {
+	hub.Unconcerned
+	tell func(why string)
+}
+
+// Resync implements hub.Owner.
+func (o simOwner) Resync(_ *hub.Subscription, reason string, head uint64) {
+	o.tell(fmt.Sprintf("resync %s at %d", reason, head))
+}
+
+// Ended implements hub.Owner.
+func (o simOwner) Ended(_ *hub.Subscription, err error) {
+	o.tell("unsubscribed " + string(petrel.CodeOf(err)))
+}
+
 // TrySendApart implements hub.Apart: what is ephemeral has a queue of its own, so that it changes nothing for what is durable.
 func (c *simQueue) TrySendApart(frame []byte) (bool, error) {
 	return c.apart.TrySend(frame)
@@ -287,10 +303,7 @@ func (c *simClient) join(conn *simConn, b *simSub) {
 	b.queue.apart = &simQueue{capacity: 16, delay: c.delay, read: b.queue.read}
 	sub, err := b.node.hub.Subscribe(hub.Request{
 		Channel: petrel.RoomChannel(simApp, b.room), Subscriber: b.queue, Actor: c.actor(), After: from, Member: &hub.Member{ID: c.user}, Presence: true,
-		Resync: func(_ *hub.Subscription, reason string, head uint64) {
-			ended(fmt.Sprintf("resync %s at %d", reason, head))
-		},
-		Ended: func(_ *hub.Subscription, err error) { ended("unsubscribed " + string(petrel.CodeOf(err))) },
+		Owner: simOwner{tell: ended},
 	})
 	if err != nil {
 		return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/hub"
 	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -20,12 +21,12 @@ func (c *session) clientEvent(f *clientFrame) error {
 		return refuse(errClientEvent, "The event name is longer than %d characters.", set.MaxEventName)
 	}
 	c.mu.Lock()
-	s := c.subs[f.Channel]
+	s := c.subs.of(f.Channel)
 	c.mu.Unlock()
-	switch {
-	case s == nil:
+	if s == nil {
 		return refuse(errClientEvent, "Client events need a subscription: this connection has none to %.210q.", f.Channel)
-	case !s.form.ClientEvents():
+	}
+	if form, err := channel.Parse(f.Channel); err != nil || !form.ClientEvents() {
 		return refuse(errClientEvent, "Client events are for private and presence channels; %s is another kind.", f.Channel)
 	}
 	if len(f.Data) == 0 {
@@ -41,13 +42,13 @@ func (c *session) clientEvent(f *clientFrame) error {
 	if err := c.s.opt.Gateway.Charge(c.app, 1); err != nil {
 		return refuse(errClientEvent, "The event was not sent: the app sends more than its rate.")
 	}
-	user := string(s.user)
+	user := string(s.Member())
 	// First, because it may refuse the event: what no webhook can be told is delivered to nobody.
 	if err := c.s.opt.OnClientEvent(ClientEvent{App: c.app, Channel: f.Channel, Event: f.Event, Data: append([]byte(nil), f.Data...), SocketID: c.id, User: user}); err != nil {
 		return err
 	}
 	return c.s.announce(&petrel.Publication{
-		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.id, User: s.user, Client: true,
+		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.id, User: s.Member(), Client: true,
 		Data: appendEvent(make([]byte, 0, 96+len(f.Event)+len(f.Channel)+len(data)+len(user)), f.Event, f.Channel, data, user),
 	}, "client")
 }

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/hub"
@@ -37,21 +36,14 @@ type session struct {
 
 	mu   sync.Mutex // guards the fields below. Lock order: this before the hub's and the connection's
 	gone bool
-	subs map[string]*subscription
+	subs subscriptions
 	// account is who signed in; nil: nobody.
 	account *account
 }
 
-// subscription is one channel of a session.
-type subscription struct {
-	form channel.Form
-	user petrel.UserID // who the client is there; presence channels only
-	sub  *hub.Subscription
-}
-
 // newSession makes the handler of a connection that is let in, and how it is opened. The connection is given the heartbeat that its handshake tells.
 func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (conn.Config, *session) {
-	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), subs: map[string]*subscription{}, beat: s.opt.ActivityTimeout}
+	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), beat: s.opt.ActivityTimeout}
 	if own := c.settings().ActivityTimeout; own > 0 {
 		c.beat = time.Duration(own) * time.Second
 	}
@@ -61,6 +53,7 @@ func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (con
 var (
 	_ conn.Handler = (*session)(nil)
 	_ conn.Coder   = (*session)(nil)
+	_ hub.Owner    = (*session)(nil)
 )
 
 // CloseCode implements conn.Coder: what Pusher calls the reasons that every connection may be closed for.
@@ -183,10 +176,10 @@ func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 	c.mu.Lock()
 	c.gone = true
 	subs, account := c.subs, c.account
-	c.subs = nil
+	c.subs = subscriptions{}
 	c.mu.Unlock()
-	for _, s := range subs {
-		s.sub.Close()
+	for s := range subs.all() {
+		s.Close()
 	}
 	if account != nil {
 		account.signOut(c)

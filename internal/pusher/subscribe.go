@@ -43,40 +43,32 @@ func (c *session) join(w *wish, form channel.Form) error {
 	if err := c.authorize(w, form); err != nil {
 		return err
 	}
-	name := w.Channel
 	r := hub.Request{
-		Channel: petrel.PusherChannel(c.app, name), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn),
+		Channel: petrel.PusherChannel(c.app, w.Channel), Subscriber: c.conn, Owner: c, Wire: wireOf(c.conn),
 		Counts: set.SubscriptionCount && form.Counted(), Last: form.Cache,
-		Ended:    func(ended *hub.Subscription, err error) { c.ended(name, ended, err) },
-		Admitted: func() { c.send(succeeded(name)) },
-		Missed:   func() { c.missed(name) },
 	}
-	s := &subscription{form: form}
 	if form.Kind == channel.Presence {
 		m, err := channel.ParseMember(w.ChannelData, set.MaxUserBytes)
 		if err != nil {
 			return err
 		}
-		s.user = m.ID
 		r.Member, r.Presence, r.MaxMembers = &hub.Member{ID: m.ID, Info: m.Info}, true, set.MaxMembers
-		r.Admitted = nil // the list of who is there says it
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.gone:
 		return nil
-	case c.subs[w.Channel] != nil:
+	case c.subs.of(w.Channel) != nil:
 		return refuse(0, "This connection is subscribed to the channel %s already.", w.Channel)
-	case len(c.subs) >= set.MaxSubscriptions:
+	case c.subs.len() >= set.MaxSubscriptions:
 		return refuse(0, "A connection may have at most %d subscriptions.", set.MaxSubscriptions)
 	}
 	sub, err := c.s.opt.Hub.Subscribe(r)
 	if err != nil {
 		return err
 	}
-	s.sub = sub
-	c.subs[name] = s
+	c.subs.add(sub)
 	if form.Authorised() {
 		c.conn.CloseAt(time.Time{}, 0, "") // in time
 	}
@@ -113,18 +105,30 @@ func (c *session) signed(auth, text string) bool {
 	return ok && err == nil && app == c.app
 }
 
-// missed tells that a cache channel has nothing yet. It runs under a lock of the hub.
-func (c *session) missed(name string) {
+// Admitted implements hub.Owner.
+func (c *session) Admitted(s *hub.Subscription) {
+	if s.Member() == "" { // else the list of who is there says it
+		c.send(succeeded(s.Channel().Name))
+	}
+}
+
+// Missed implements hub.Owner: a cache channel has nothing yet.
+func (c *session) Missed(s *hub.Subscription) {
+	name := s.Channel().Name
 	b := append(make([]byte, 0, 64+len(name)), `{"event":"pusher:cache_miss","channel":`...)
 	c.send(append(appendQuoted(b, name), '}'))
 	c.s.opt.OnCacheMiss(c.app, name)
 }
 
-// ended forgets a subscription that the hub refused after all.
-func (c *session) ended(name string, sub *hub.Subscription, err error) {
+// Resync implements hub.Owner. There is nothing to come back to.
+func (*session) Resync(*hub.Subscription, string, uint64) {}
+
+// Ended implements hub.Owner: a subscription is refused after all.
+func (c *session) Ended(s *hub.Subscription, err error) {
+	name := s.Channel().Name
 	c.mu.Lock()
-	if s := c.subs[name]; s != nil && s.sub == sub {
-		delete(c.subs, name)
+	if c.subs.of(name) == s {
+		c.subs.remove(name)
 	}
 	c.mu.Unlock()
 	c.send(subscriptionError(name, err))
@@ -138,11 +142,10 @@ func (c *session) unsubscribe(f *clientFrame) error {
 		return err
 	}
 	c.mu.Lock()
-	s := c.subs[w.Channel]
-	delete(c.subs, w.Channel)
+	s := c.subs.remove(w.Channel)
 	c.mu.Unlock()
 	if s != nil {
-		s.sub.Close()
+		s.Close()
 	}
 	return nil
 }

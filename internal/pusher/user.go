@@ -61,10 +61,15 @@ func (s *Server) Terminate(_ context.Context, app petrel.AppID, user []byte) ([]
 
 // account is who is signed in on a connection.
 type account struct {
-	user  petrel.UserID
-	here  *hub.Subscription // makes the user count as online, on every node
-	watch *watchlist
+	hub.Unconcerned // nothing else becomes of its subscription
+	user            petrel.UserID
+	here            *hub.Subscription // makes the user count as online, on every node
+	watch           *watchlist
+	welcome         func()
 }
+
+// Admitted implements hub.Owner.
+func (a *account) Admitted(*hub.Subscription) { a.welcome() }
 
 // signin is pusher:signin: {"auth":"key:signature","user_data":"{\"id\":…}"}. The signature is over "socket_id::user::user_data".
 func (c *session) signin(f *clientFrame) error {
@@ -94,13 +99,13 @@ func (c *session) signin(f *clientFrame) error {
 	w := &watchlist{c: c, online: map[petrel.UserID]bool{}}
 	limit := c.settings().MaxWatchlist
 	over := len(data.Watchlist) > limit
-	again, err := c.signedIn(user, func() {
+	again, err := c.signedIn(&account{user: user, welcome: func() {
 		c.send(success)
 		if over {
 			c.refuse(refuse(errWatchlist, "The watchlist is longer than %d users: the first ones are watched.", limit))
 		}
 		w.begin()
-	})
+	}})
 	switch {
 	case err != nil:
 		return err
@@ -113,27 +118,27 @@ func (c *session) signin(f *clientFrame) error {
 	return nil
 }
 
-// signedIn makes the connection the user's. It is one user's for its whole life. admitted is called, under a lock of the hub, when the user counts as
+// signedIn makes the connection a user's. It is one user's for its whole life. The user is welcomed, under a lock of the hub, when they count as
 // online; perhaps after it returned.
-func (c *session) signedIn(user petrel.UserID, admitted func()) (again bool, err error) {
+func (c *session) signedIn(a *account) (again bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.gone:
 		return true, nil
-	case c.account != nil && c.account.user == user:
+	case c.account != nil && c.account.user == a.user:
 		return true, nil
 	case c.account != nil:
 		return false, refuse(0, "This connection is signed in as another user already: open a new one.")
 	}
 	here, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.UserChannel(c.app, user), Subscriber: c.conn, Conn: c.id, Wire: wireOf(c.conn), Admitted: admitted,
+		Channel: petrel.UserChannel(c.app, a.user), Subscriber: c.conn, Owner: a, Wire: wireOf(c.conn),
 	})
 	if err != nil {
 		return false, err
 	}
-	c.account = &account{user: user, here: here}
-	c.s.users.add(userKey{c.app, user}, c)
+	a.here, c.account = here, a
+	c.s.users.add(userKey{c.app, a.user}, c)
 	return false, nil
 }
 
