@@ -48,7 +48,7 @@ const (
 
 // subscribeExact is Subscribe on an exact channel; the shard's lock is held.
 func (h *Hub) subscribeExact(c *channel, s *Subscription) (*Subscription, error) {
-	s.mode = pending
+	s.ch, s.mode = c, pending
 	h.add(c, s)
 	h.listen(c)
 	h.follow(c, s)

@@ -420,9 +420,9 @@ func (h *Hub) Subscribe(r Request) (*Subscription, error) {
 	return s, nil
 }
 
-// add puts s into its channel; the shard's lock is held.
+// add puts s into its channel's list; the shard's lock is held.
 func (h *Hub) add(c *channel, s *Subscription) {
-	s.ch, s.index = c, int32(len(c.subs)) //nolint:gosec // as many as connections
+	s.index = int32(len(c.subs)) //nolint:gosec // as many as connections
 	c.subs = append(c.subs, s)
 }
 
