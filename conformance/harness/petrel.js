@@ -150,7 +150,7 @@ export class Installation {
     const nodes = Array.from({ length: size }, (_, i) => new Process(`n${i + 1}`, join(dir, `n${i + 1}`)));
     const made = new Installation(label ?? (size === 1 ? "one node" : `${size} nodes`), dir, nodes);
     made.args = args;
-    made.env = { PETREL_APP_ID: firstApp.id, PETREL_APP_KEY: firstApp.key, PETREL_APP_SECRET: firstApp.secret, PETREL_WEBHOOK_ALLOW: "127.0.0.0/8", ...env };
+    made.env = { PETREL_APP_ID: firstApp.id, PETREL_APP_KEY: firstApp.key, PETREL_APP_SECRET: firstApp.secret, PETREL_WEBHOOK_ALLOW: "127.0.0.0/8", PETREL_COMPRESS: String(size > 1), ...env }; // on one node every frame is plain; on three, large ones are compressed for clients that offer it
     if (process.env.CONFORMANCE_KEEP === undefined) process.once("exit", () => made.end());
     await made.up(0);
     await Promise.all(nodes.slice(1).map((_, i) => made.up(i + 1)));

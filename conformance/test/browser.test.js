@@ -35,6 +35,10 @@ describe("Chromium", { concurrency: 3 }, () => {
     await official.trigger(sealed, "news", { text: "grüße 🦆" });
     for (const name of [open, secret, room, sealed, kept]) assert.deepEqual((await told(ada, `${name}:news`)).data, { text: "grüße 🦆" });
 
+    const large = "grüße 🦆 ".repeat(500); // on three nodes the socket compresses it
+    await official.trigger([open, secret], "large", { text: large });
+    for (const name of [open, secret]) assert.deepEqual((await told(ada, `${name}:large`)).data, { text: large });
+
     await told(ada, `${room}:pusher:member_added`, bobs);
     const members = await tell(ada, "members", room);
     assert.equal(members.count, 2);

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe } from "node:test";
 
+import { sdk } from "../harness/backend.js";
 import { dial, open } from "../harness/raw.js";
 import { everyWay, fresh, onNodes } from "../harness/world.js";
 
@@ -16,6 +17,18 @@ describe("§1 connect", { concurrency: 8 }, () => {
     assert.deepEqual(Object.keys(raw.hello).sort(), ["activity_timeout", "socket_id"]);
     assert.match(raw.socketId, /^\d+\.\d+$/, "P6");
     assert.ok(Number.isInteger(raw.hello.activity_timeout) && raw.hello.activity_timeout > 0, "P5");
+    await raw.leave();
+  });
+
+  onNodes("compression is agreed to where it is allowed, and a client reads what was compressed", async ({ world, size }) => {
+    const app = world.first;
+    const raw = await dial(world.node(size - 1), app, "ws", { perMessageDeflate: true });
+    assert.equal(raw.socket.extensions, size > 1 ? "permessage-deflate" : "");
+    const channel = fresh("large-");
+    await raw.subscribe(app, channel);
+    const text = "grüße 🦆 ".repeat(400);
+    await sdk(world.node(0), app).trigger(channel, "news", { text });
+    assert.deepEqual(JSON.parse((await raw.next("news", channel)).data), { text });
     await raw.leave();
   });
 

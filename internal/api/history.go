@@ -16,18 +16,32 @@ import (
 const (
 	wireSocket = iota
 	wireEvents
+	wireDeflated // sockets that read compressed frames
 )
+
+// wireOf is the hub's wire of a socket.
+func wireOf(c *conn.Conn) int {
+	if c.Deflates() {
+		return wireDeflated
+	}
+	return wireSocket
+}
 
 // HubOptions are those of a hub that speaks this package's wires and reads history through view. The remaining ones are taken as they are.
 func HubOptions(view func(ctx context.Context, fn func(*projection.Reader) error) error, o hub.Options) hub.Options {
+	event := func(p *petrel.Publication) []byte { return eventJSON(`{"op":"event",`, p) }
 	o.Encoders = []func(*petrel.Publication) []byte{
-		wireSocket: func(p *petrel.Publication) []byte { return conn.TextFrame(eventJSON(`{"op":"event",`, p)) },
-		wireEvents: func(p *petrel.Publication) []byte { return conn.SSEChunk("", "", eventJSON(`{`, p)) },
+		wireSocket:   func(p *petrel.Publication) []byte { return conn.TextFrame(event(p)) },
+		wireEvents:   func(p *petrel.Publication) []byte { return conn.SSEChunk("", "", eventJSON(`{`, p)) },
+		wireDeflated: func(p *petrel.Publication) []byte { return conn.DeflatedFrame(event(p)) },
+	}
+	o.Replays = map[int]func(*petrel.Publication) []byte{wireDeflated: o.Encoders[wireSocket]} // a resume costs no compression of its own
+	presence := func(r *hub.Roster) []byte {
+		return rosterJSON(append([]byte(`{"op":"presence","room":"`), r.Channel.Name...), r)
 	}
 	o.Rosters = []func(*hub.Roster) []byte{
-		wireSocket: func(r *hub.Roster) []byte {
-			return conn.TextFrame(rosterJSON(append([]byte(`{"op":"presence","room":"`), r.Channel.Name...), r))
-		},
+		wireSocket:   func(r *hub.Roster) []byte { return conn.TextFrame(presence(r)) },
+		wireDeflated: func(r *hub.Roster) []byte { return conn.DeflatedFrame(presence(r)) },
 		wireEvents: func(r *hub.Roster) []byte {
 			return conn.SSEChunk("", "presence", rosterJSON(append([]byte(`{"room":"`), r.Channel.Name...), r))
 		},

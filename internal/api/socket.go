@@ -396,7 +396,7 @@ func (c *session) join(f frame, after uint64, ok string) error {
 	room := f.room
 	c.joining = ok
 	sub, err := c.s.opt.Hub.Subscribe(hub.Request{
-		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Owner: c, Actor: c.cred.Actor, Member: memberOf(c.cred.Actor), Wire: wireSocket, After: after, Presence: f.presence,
+		Channel: petrel.RoomChannel(c.cred.Actor.App, room), Subscriber: c.conn, Owner: c, Actor: c.cred.Actor, Member: memberOf(c.cred.Actor), Wire: wireOf(c.conn), After: after, Presence: f.presence,
 	})
 	c.joining = ""
 	if err == nil {

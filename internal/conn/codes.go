@@ -20,7 +20,7 @@ const (
 	CloseUnsupported CloseCode = 1003 // a binary frame: only text is spoken here
 	CloseNoStatus    CloseCode = 1005 // never sent: the peer's close frame had no code
 	CloseAbnormal    CloseCode = 1006 // never sent: the connection broke without a close frame
-	CloseInvalidUTF8 CloseCode = 1007 // a text message that is not UTF-8
+	CloseInvalidUTF8 CloseCode = 1007 // a text message that is not UTF-8, or a compressed one that cannot be unpacked
 	CloseTooBig      CloseCode = 1009 // a message above the size limit
 	CloseInternal    CloseCode = 1011 // a fault of ours; it is in our logs
 )

@@ -143,6 +143,7 @@ type Conn struct {
 	failed    bool // the peer broke the protocol: nothing of what comes is read, not even its close frame
 	paused    bool // reading waits
 	drainTold bool // OnDrain was called
+	deflate   bool // messages may be compressed; never changes
 }
 
 // contract is what a connection was promised, and the frame it is pinged with.
@@ -181,6 +182,17 @@ func (c *Conn) ID() petrel.ConnID { return c.id }
 
 // Wire says which bytes the connection speaks.
 func (c *Conn) Wire() Wire { return c.wire }
+
+// Deflates says whether the peer reads compressed frames (DeflatedFrame) beside others.
+func (c *Conn) Deflates() bool { return c.deflate }
+
+// inflaters are those of a connection on which compressed messages may come, else nil.
+func (c *Conn) inflaters() *inflaters {
+	if c.deflate {
+		return c.table.inflate
+	}
+	return nil
+}
 
 // Handler is who hears of the connection.
 func (c *Conn) Handler() Handler { return c.handler }

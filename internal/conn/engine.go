@@ -163,7 +163,7 @@ const (
 
 // read is the reading goroutine: it ends when the stream does.
 func (s *socket) read(c *Conn, early []byte) {
-	in := &inbound{ears: ears{c: c}, s: s, p: parser{limit: c.table.opt.MessageBytes}}
+	in := &inbound{ears: ears{c: c}, s: s, p: parser{limit: c.table.opt.MessageBytes, z: c.inflaters()}}
 	in.feed(early)
 	quiet := make([]byte, quietRead)
 	var busy *[]byte

@@ -14,7 +14,11 @@ import (
 func TextFrame(payload []byte) []byte { return serverFrame(ws.OpText, payload) }
 
 func serverFrame(op ws.OpCode, payload []byte) []byte {
-	h := ws.Header{Fin: true, OpCode: op, Length: int64(len(payload))}
+	return frame(ws.Header{Fin: true, OpCode: op}, payload)
+}
+
+func frame(h ws.Header, payload []byte) []byte {
+	h.Length = int64(len(payload))
 	b := bytes.NewBuffer(make([]byte, 0, ws.HeaderSize(h)+len(payload)))
 	_ = ws.WriteHeader(b, h) // a buffer takes every write
 	b.Write(payload)
@@ -112,13 +116,15 @@ type sink interface {
 // parser reads client frames (RFC 6455 §5) from bytes that come in any pieces. It holds nothing but what is unfinished,
 // so that an idle connection holds nothing, and never allocates by a length that a peer only declared.
 type parser struct {
-	limit  int // bytes of a message
+	limit  int        // bytes of a message
+	z      *inflaters // nil: messages come as they are
 	head   [ws.MaxHeaderSize]byte
 	nhead  int
 	h      ws.Header
 	inside bool  // the header is complete, the payload is not
 	got    int64 // bytes of the payload so far
 	frag   bool  // a fragmented message is open
+	packed bool  // the message at hand is compressed
 	pieces int   // frames of it
 	msg    []byte
 	sound  int    // bytes of msg that are known to be UTF-8: whole characters
@@ -205,7 +211,12 @@ func (p *parser) check(size int) *failure {
 	if p.frag {
 		state = state.Set(ws.StateFragmented)
 	}
-	if err := ws.CheckHeader(p.h, state); err != nil {
+	h := p.h
+	if p.z != nil && h.Rsv1() && !p.frag && (h.OpCode == ws.OpText || h.OpCode == ws.OpBinary) { // RFC 7692 §6: on the first frame of a message only
+		_, rsv2, rsv3 := ws.RsvBits(h.Rsv)
+		h.Rsv, p.packed = ws.Rsv(false, rsv2, rsv3), true
+	}
+	if err := ws.CheckHeader(h, state); err != nil {
 		return &failure{CloseProtocol, "Protocol error: " + err.Error() + "."}
 	}
 	if ws.HeaderSize(p.h) != size { // RFC 6455 §5.2: the minimal number of bytes MUST be used
@@ -214,8 +225,8 @@ func (p *parser) check(size int) *failure {
 	if p.h.OpCode == ws.OpBinary {
 		return &failure{CloseUnsupported, "Only text frames are spoken here."}
 	}
-	if !p.h.OpCode.IsControl() && p.h.Length > int64(p.limit-len(p.msg)) {
-		return &failure{CloseTooBig, "A message may have at most " + strconv.Itoa(p.limit) + " bytes."}
+	if !p.h.OpCode.IsControl() && p.h.Length > int64(p.most()-len(p.msg)) {
+		return tooBig(p.limit)
 	}
 	if !p.h.OpCode.IsControl() {
 		if p.pieces++; p.pieces > maxPieces {
@@ -223,6 +234,18 @@ func (p *parser) check(size int) *failure {
 		}
 	}
 	return nil
+}
+
+// most is how many bytes of a message may come: what cannot be compressed grows a little.
+func (p *parser) most() int {
+	if p.packed {
+		return p.limit + p.limit>>8 + 16
+	}
+	return p.limit
+}
+
+func tooBig(limit int) *failure {
+	return &failure{CloseTooBig, "A message may have at most " + strconv.Itoa(limit) + " bytes."}
 }
 
 // payload takes the next unmasked piece of the frame at hand, which is empty for an empty frame.
@@ -244,11 +267,13 @@ func (p *parser) payload(piece []byte, out sink) (more bool, fail *failure) {
 	if !whole || !p.h.Fin || p.frag {
 		p.msg = append(p.msg, piece...)
 		piece = p.msg
-		n, ok := characters(p.msg[p.sound:])
-		if !ok {
-			return false, notUTF8()
+		if !p.packed {
+			n, ok := characters(p.msg[p.sound:])
+			if !ok {
+				return false, notUTF8()
+			}
+			p.sound += n
 		}
-		p.sound += n
 	}
 	if done {
 		p.inside, p.frag = false, !p.h.Fin
@@ -256,12 +281,15 @@ func (p *parser) payload(piece []byte, out sink) (more bool, fail *failure) {
 	if !done || p.frag {
 		return true, nil
 	}
-	ok := utf8.Valid(piece[p.sound:])
-	p.pieces, p.sound = 0, 0
+	packed, sound := p.packed, p.sound
+	p.pieces, p.sound, p.packed = 0, 0, false
 	if p.msg = p.msg[:0]; cap(p.msg) > keepMessage {
 		p.msg = nil
 	}
-	if !ok {
+	switch {
+	case packed:
+		return p.z.text(piece, p.limit, out)
+	case !utf8.Valid(piece[sound:]):
 		return false, notUTF8()
 	}
 	return out.text(piece), nil

@@ -234,7 +234,7 @@ func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 		return
 	}
 	s.conn, s.held, s.peer = c, nil, ""
-	_ = c.Send(handshake(req.Header.Get("Sec-WebSocket-Key"))) // leaves with what OnOpen says, and counts as a frame
+	_ = c.Send(handshake(req.Header.Get("Sec-WebSocket-Key"), c.deflate)) // leaves with what OnOpen says, and counts as a frame
 	l.s.t.guarded(c, func() { h.OnOpen(c) })
 	l.feed(s, rest)
 	if s.reread {

@@ -95,11 +95,12 @@ func Again(w http.ResponseWriter) bool {
 // Open makes a WebSocket of a request that CheckUpgrade found right, on a loop or out of net/http. After an error nothing can be
 // answered any more.
 func (t *Table) Open(w http.ResponseWriter, r *http.Request, cfg Config, h Handler) error {
+	cfg.deflate = t.opt.Deflate && offersDeflate(r.Header)
 	if l := loopOf(w); l != nil {
 		l.upgrade(cfg, h)
 		return nil
 	}
-	nc, early, err := Upgrade(w, r)
+	nc, early, err := upgrade(w, r, cfg.deflate)
 	if err != nil {
 		return err
 	}

@@ -128,6 +128,7 @@ func (l *loop) feed(s *sock, b []byte) {
 	if s.parser != nil {
 		in.p, s.parser = *s.parser, nil
 	}
+	in.p.z = s.conn.inflaters()
 	rest, fail := in.p.feed(b, in)
 	if fail != nil {
 		in.fail(*fail)

@@ -22,6 +22,7 @@ type Options struct {
 	MessageBytes int           // largest message read from a client; default 64 KiB
 	WriteTimeout time.Duration // a socket that takes nothing for so long is cut; default 30 s
 	CloseWait    time.Duration // how long to wait for the peer's close frame; default 5 s
+	Deflate      bool          // messages of WebSockets may be compressed (permessage-deflate), where the client offers it
 	SilentShare  float64       // largest share of the table closed for silence in a minute; default 0.1 (but always at least 8)
 
 	Logger     *slog.Logger          // default: discarded
@@ -58,6 +59,8 @@ type Config struct {
 	Heartbeat Heartbeat     // the contract the peer was or will be told
 	Ping      []byte        // frame sent every Heartbeat.Interval; default the wire's own (a ping frame, a comment line)
 	Hostname  string        // of XHR: where the client shall send its further requests; default: where it sent the first
+
+	deflate bool // of a WebSocket: was agreed to
 }
 
 // Table is every connection of a node: it opens them, watches their age and silence once a second, and drains them.
@@ -66,7 +69,8 @@ type Table struct {
 	metrics  *metrics
 	ping     []byte                   // the wire's own
 	contract atomic.Pointer[contract] // the last one given
-	buffers  sync.Pool                // *[]byte of coalesce bytes, for writes and busy reads
+	inflate  *inflaters
+	buffers  sync.Pool // *[]byte of coalesce bytes, for writes and busy reads
 
 	running sync.WaitGroup // one per connection, and one for the sweeper
 
@@ -85,7 +89,7 @@ type Table struct {
 // NewTable returns an empty table. Without Start nothing is swept.
 func NewTable(o Options) *Table {
 	o.defaults()
-	t := &Table{opt: o, ping: pingFrame(), stop: make(chan struct{})}
+	t := &Table{opt: o, ping: pingFrame(), inflate: newInflaters(), stop: make(chan struct{})}
 	t.buffers.New = func() any { b := make([]byte, 0, coalesce); return &b }
 	t.metrics = newMetrics(o.Registerer, t.Len)
 	return t
@@ -193,7 +197,7 @@ func (t *Table) drainOne(c *Conn) {
 
 func (t *Table) newConn(w Wire, s stream, cfg Config, h Handler) *Conn {
 	now := time.Now()
-	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, opened: now.UnixNano(), stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping)}
+	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, opened: now.UnixNano(), stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate}
 	if c.id == "" {
 		c.id = petrel.ConnID(petrel.NewName())
 	}

@@ -51,15 +51,15 @@ func hasToken(h http.Header, name, token string) bool {
 	return false
 }
 
-// Upgrade finishes a handshake that CheckUpgrade found right, and takes the connection out of net/http.
-func Upgrade(w http.ResponseWriter, r *http.Request) (nc net.Conn, early []byte, err error) {
+// upgrade finishes a handshake that CheckUpgrade found right, and takes the connection out of net/http.
+func upgrade(w http.ResponseWriter, r *http.Request, deflate bool) (nc net.Conn, early []byte, err error) {
 	nc, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, nil, fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
 	if early, err = rw.Reader.Peek(rw.Reader.Buffered()); err == nil {
 		if err = nc.SetDeadline(time.Time{}); err == nil { // net/http's own
-			_, err = nc.Write(handshake(r.Header.Get("Sec-WebSocket-Key")))
+			_, err = nc.Write(handshake(r.Header.Get("Sec-WebSocket-Key"), deflate))
 		}
 	}
 	if err != nil {
@@ -70,8 +70,12 @@ func Upgrade(w http.ResponseWriter, r *http.Request) (nc net.Conn, early []byte,
 }
 
 // handshake accepts a WebSocket (RFC 6455 §4.2.2). No subprotocol is chosen: both protocols spoken here are known by their paths.
-func handshake(key string) []byte {
+func handshake(key string, deflate bool) []byte {
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) //nolint:gosec // the RFC's, and no secret
-	return []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " +
-		base64.StdEncoding.EncodeToString(sum[:]) + "\r\n\r\n")
+	b := []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " +
+		base64.StdEncoding.EncodeToString(sum[:]) + "\r\n")
+	if deflate {
+		b = append(b, "Sec-WebSocket-Extensions: "+deflateAnswer+"\r\n"...)
+	}
+	return append(b, "\r\n"...)
 }

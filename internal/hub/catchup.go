@@ -167,7 +167,10 @@ func (h *Hub) turn(ctx context.Context, s *Subscription) {
 
 // offer queues a page as far as there is room, and joins the live edge when the page reached it.
 func (h *Hub) offer(s *Subscription, page *Page, life uint64) next {
-	encode := h.opt.Encoders[s.wire]
+	encode := h.opt.Replays[int(s.wire)]
+	if encode == nil {
+		encode = h.opt.Encoders[s.wire]
+	}
 	for i := range page.Publications {
 		p := &page.Publications[i]
 		if p.Seq != s.next {

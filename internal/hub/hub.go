@@ -60,7 +60,7 @@ import (
 )
 
 // MaxWires bounds how many wire protocols share a hub.
-const MaxWires = 4
+const MaxWires = 6
 
 // Subscriber is a connection as the hub sees it; *conn.Conn is most of one. Its methods must not block and
 // must be safe under any lock: they must not call back into the hub, except from a goroutine of their own.
@@ -110,6 +110,8 @@ type Want struct {
 type Options struct {
 	// Encoders turn a publication into a frame, one per wire; the index is what Subscription.Wire names. Required, at most MaxWires.
 	Encoders []func(p *petrel.Publication) []byte
+	// Replays are the encoders of history, by wire, where they are others: history is encoded for one subscription alone. nil: those of Encoders.
+	Replays map[int]func(p *petrel.Publication) []byte
 	// Rosters turn a list of who is there into a frame, one per wire. Needed for wires whose subscriptions ask for it.
 	Rosters []func(r *Roster) []byte
 	// Deltas turn one arrival or departure on an exact channel into a frame, one per wire. Needed where its members are followed.

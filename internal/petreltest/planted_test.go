@@ -98,7 +98,7 @@ func foldByClock(*testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workloa
 // hideGap: whoever resumes at n2 is not shown the first event that follows, and nothing says so.
 func hideGap(t *testing.T) (func(i int) *node.Faults, func(c *Cell, w *Workload)) {
 	const hidden = "hidden"
-	noise := [][]byte{conn.TextFrame([]byte(`{"op":"noise"}`)), conn.SSEChunk("", "noise", []byte(`{}`))}
+	noise := [][]byte{conn.TextFrame([]byte(`{"op":"noise"}`)), conn.SSEChunk("", "noise", []byte(`{}`)), conn.TextFrame([]byte(`{"op":"noise"}`))}
 	return onlyOn(1, &node.Faults{Hub: func(o *hub.Options) {
 			history := o.History
 			o.History = func(ctx context.Context, w hub.Want) (hub.Page, error) {

@@ -8,14 +8,18 @@ import (
 
 // The hub's wires of Pusher's protocol: the indices of their encoders.
 const (
-	wireSocket = 2
-	wireHTTP   = 3 // the fallbacks
+	wireSocket   = 3
+	wireHTTP     = 4 // the fallbacks
+	wireDeflated = 5 // sockets that read compressed frames
 )
 
 // wireOf is the hub's wire of a connection.
 func wireOf(c *conn.Conn) int {
-	if c.Wire() == conn.WireXHR {
+	switch {
+	case c.Wire() == conn.WireXHR:
 		return wireHTTP
+	case c.Deflates():
+		return wireDeflated
 	}
 	return wireSocket
 }
@@ -34,12 +38,12 @@ const typeEvent = "pusher.event"
 // HubOptions completes options that have the encoders of Petrel's own wires with those of Pusher's.
 func HubOptions(o hub.Options) hub.Options {
 	if len(o.Encoders) != wireSocket {
-		panic("pusher: the wires before ours are two") // a mistake of whoever assembles the node
+		panic("pusher: the wires before ours are three") // a mistake of whoever assembles the node
 	}
 	for len(o.Deltas) < wireSocket {
 		o.Deltas = append(o.Deltas, nil) // nobody follows the members of an exact channel there
 	}
-	for _, frame := range []func([]byte) []byte{conn.TextFrame, conn.XHRFrame} {
+	for _, frame := range []func([]byte) []byte{conn.TextFrame, conn.XHRFrame, conn.DeflatedFrame} {
 		o.Encoders = append(o.Encoders, func(p *petrel.Publication) []byte { return frame(payloadOf(p)) })
 		o.Rosters = append(o.Rosters, func(r *hub.Roster) []byte { return frame(rosterPayload(r)) })
 		o.Deltas = append(o.Deltas, func(d *hub.Delta) []byte { return frame(deltaPayload(d)) })

@@ -6,7 +6,9 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/event"
+	"github.com/petrel-chat/petrel/internal/gateway"
 )
 
 // TestHandshake: P1, P2, P4 to P7: what is refused is refused after the upgrade, by a close code.
@@ -52,6 +54,45 @@ func TestHandshake(t *testing.T) {
 	defer res.Body.Close()
 	if res.StatusCode != 400 {
 		t.Errorf("a plain request: %d", res.StatusCode)
+	}
+}
+
+// TestCompressed: a client that reads compressed frames hears what the others hear, from the same publications.
+func TestCompressed(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, func(_ *Options, g *gateway.Options) { g.Conns = conn.NewTable(conn.Options{Deflate: true}) })
+	var all []*peer
+	for _, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover, websocket.CompressionNoContextTakeover} {
+		p := w.openWith("/app/"+testKey+query, mode)
+		p.want("pusher:connection_established")
+		p.say(`{"event":"pusher:subscribe","data":{"channel":"cache-` + strings.Repeat("long", 30) + `"}}`)
+		p.want("pusher_internal:subscription_succeeded")
+		p.want("pusher:cache_miss")
+		all = append(all, p)
+	}
+	packed := 0
+	w.door.Conns().Each(func(c *conn.Conn) {
+		if c.Deflates() {
+			packed++
+		}
+	})
+	if packed != 2 {
+		t.Fatalf("%d connections read compressed frames", packed)
+	}
+	for _, data := range []string{"short", strings.Repeat("long é€𝄞 ", 500)} {
+		w.trigger(`{"name":"news","channel":"cache-` + strings.Repeat("long", 30) + `","data":"` + data + `"}`)
+		for i, p := range all {
+			if got := p.want("news").text(t); got != data {
+				t.Fatalf("client %d got %d bytes of %d", i, len(got), len(data))
+			}
+		}
+	}
+	late := w.openWith("/app/"+testKey+query, websocket.CompressionNoContextTakeover)
+	late.want("pusher:connection_established")
+	late.say(`{"event":"pusher:subscribe","data":{"channel":"cache-` + strings.Repeat("long", 30) + `"}}`)
+	late.want("pusher_internal:subscription_succeeded")
+	if got := late.want("news").text(t); len(got) < 500 {
+		t.Fatalf("the cached event has %d bytes", len(got))
 	}
 }
 

@@ -151,8 +151,8 @@ func (w *site) start(change func(*Options, *gateway.Options)) {
 	logger := slog.New(slog.DiscardHandler)
 	nothing := func(*petrel.Publication) []byte { return nil }
 	w.hub = hub.New(HubOptions(hub.Options{
-		Encoders: []func(*petrel.Publication) []byte{nothing, nothing},
-		Rosters:  []func(*hub.Roster) []byte{func(*hub.Roster) []byte { return nil }, func(*hub.Roster) []byte { return nil }},
+		Encoders: []func(*petrel.Publication) []byte{nothing, nothing, nothing},
+		Rosters:  make([]func(*hub.Roster) []byte, 3),
 		History:  func(context.Context, hub.Want) (hub.Page, error) { return hub.Page{}, nil },
 		Last:     channel.NewCache(channel.CacheOptions{TTL: func(app petrel.AppID) time.Duration { return time.Duration(w.dir.Settings(app).CacheTTL) * time.Second }}),
 		Logger:   logger,
@@ -304,11 +304,13 @@ type peer struct {
 const query = "?protocol=7&client=js&version=8.6.0&flash=false"
 
 // open opens a connection at a path, whatever becomes of it.
-func (w *site) open(path string) *peer {
+func (w *site) open(path string) *peer { return w.openWith(path, websocket.CompressionDisabled) }
+
+func (w *site) openWith(path string, mode websocket.CompressionMode) *peer {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	ws, res, err := websocket.Dial(ctx, w.url+path, &websocket.DialOptions{HTTPClient: w.client})
+	ws, res, err := websocket.Dial(ctx, w.url+path, &websocket.DialOptions{HTTPClient: w.client, CompressionMode: mode})
 	if err != nil {
 		w.t.Fatalf("%s: %v", path, err)
 	}
