@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // schedules know time zones, also where the machine has no list of them
 
 	"github.com/alecthomas/kong"
 
@@ -34,17 +35,18 @@ func main() {
 
 // cli is every command. The help texts are for somebody who sees Petrel for the first time.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run a node."`
-	App     appCmd     `cmd:"" help:"Make and manage apps, the tenants of an installation."`
-	Hook    hookCmd    `cmd:"" help:"Tell an address of yours what happens in an app."`
-	Job     jobCmd     `cmd:"" help:"Look at what is done outside, and repeat what could not be done."`
-	Token   tokenCmd   `cmd:"" help:"Mint a token with which a user signs in."`
-	Node    nodeCmd    `cmd:"" help:"Show and change the nodes of a cell."`
-	Verify  verifyCmd  `cmd:"" help:"Prove that all replicas hold the same rows, or that a stopped one holds what its log says."`
-	Import  importCmd  `cmd:"" help:"Bring in conversations from elsewhere."`
-	Dev     devCmd     `cmd:"" help:"Try things out: a whole cell in one process."`
-	Bench   benchCmd   `cmd:"" help:"Measure this build on this machine."`
-	Version versionCmd `cmd:"" help:"Show version, commit and feature level."`
+	Serve    serveCmd    `cmd:"" help:"Run a node."`
+	App      appCmd      `cmd:"" help:"Make and manage apps, the tenants of an installation."`
+	Hook     hookCmd     `cmd:"" help:"Tell an address of yours what happens in an app."`
+	Job      jobCmd      `cmd:"" help:"Look at what is done outside, and repeat what could not be done."`
+	Schedule scheduleCmd `cmd:"" help:"Tell an app's webhooks that a time has come, again and again."`
+	Token    tokenCmd    `cmd:"" help:"Mint a token with which a user signs in."`
+	Node     nodeCmd     `cmd:"" help:"Show and change the nodes of a cell."`
+	Verify   verifyCmd   `cmd:"" help:"Prove that all replicas hold the same rows, or that a stopped one holds what its log says."`
+	Import   importCmd   `cmd:"" help:"Bring in conversations from elsewhere."`
+	Dev      devCmd      `cmd:"" help:"Try things out: a whole cell in one process."`
+	Bench    benchCmd    `cmd:"" help:"Measure this build on this machine."`
+	Version  versionCmd  `cmd:"" help:"Show version, commit and feature level."`
 }
 
 // console is what a command may know of the process around it.

@@ -77,6 +77,8 @@ type Options struct {
 
 	// JobLimits are those of an app. Default: the domain's.
 	JobLimits func(app petrel.AppID) job.Limits
+	// MaxSchedules is how many schedules an app may have. Default: the domain's.
+	MaxSchedules func(app petrel.AppID) int
 	// Settle returns when everything is applied here that was committed before; raftlog.Log's Barrier. Default: that is always so.
 	Settle func(ctx context.Context) error
 	// Stale says how long this node has been out of touch with the shard's leader, 0 while it is in touch. Default: always 0.
@@ -107,6 +109,9 @@ func (o *Options) defaults() {
 	}
 	if o.JobLimits == nil {
 		o.JobLimits = func(petrel.AppID) job.Limits { return job.Limits{} }
+	}
+	if o.MaxSchedules == nil {
+		o.MaxSchedules = func(petrel.AppID) int { return job.DefaultSchedules }
 	}
 	if o.Successors == nil {
 		o.Successors = func() []string { return nil }

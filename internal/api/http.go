@@ -67,6 +67,7 @@ func (s *server) registerHTTP() {
 	s.registerPresence(api)
 	s.registerHooks(api)
 	s.registerJobs(api)
+	s.registerSchedules(api)
 	s.describeStreams(api)
 	spec, err := api.OpenAPI().MarshalJSON()
 	if err != nil {

@@ -85,6 +85,7 @@ var bodies = map[string]string{
 	"createRoom": `{"id":"other","kind":"open"}`, "updateRoom": `{"name":"changed"}`, "putMember": `{"role":"member"}`,
 	"postMessage": `{"text":"changed"}`, "editMessage": `{"text":"changed"}`, "sync": `{"rooms":{"r":0}}`,
 	"setHook": `{"url":"https://shop.example/","events":["*"]}`, "repeatJob": `{}`,
+	"setSchedule": `{"when":"every 30s"}`,
 }
 
 // address fills an operation's path.
@@ -93,7 +94,7 @@ func (d described) address(room, user, message string) string {
 	if room == "r" {
 		job = "1.0.0"
 	}
-	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message, "{hook}", room, "{job}", job).Replace(d.path)
+	path := strings.NewReplacer("{room}", room, "{user}", user, "{message}", message, "{hook}", room, "{schedule}", room, "{job}", job).Replace(d.path)
 	if d.path == "/v1/events" {
 		path += "?rooms=" + room
 	}
@@ -172,7 +173,7 @@ func TestEveryEndpointRefuses(t *testing.T) {
 					headers = append(headers, "Authorization: "+c.header)
 				}
 				codes := c.codes
-				if what == "wrong app" && (strings.HasPrefix(d.path, "/v1/hooks") || strings.HasPrefix(d.path, "/v1/jobs")) {
+				if what == "wrong app" && (strings.HasPrefix(d.path, "/v1/hooks") || strings.HasPrefix(d.path, "/v1/jobs") || strings.HasPrefix(d.path, "/v1/schedules")) {
 					codes = []petrel.Code{petrel.CodeForbidden} // whatever the app, no user's business
 				}
 				if d.path == "/v1/connect" { // without an upgrade it is refused before, or for, the token

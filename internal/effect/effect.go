@@ -132,6 +132,9 @@ type Options struct {
 	Node petrel.NodeID
 	// Leading says whether this node leads the shard and may run its jobs, and its term. It is asked often and must not wait.
 	Leading func() (term uint64, ok bool)
+	// Held says that an app is suspended: its jobs wait until it is resumed; attempts under way come to their end. It is asked often and
+	// must not wait. nil: none is.
+	Held func(app petrel.AppID) bool
 	// Kinds of jobs and who carries them out. A job of another kind waits until a node comes that knows it.
 	Kinds map[string]Handler
 	// Policies by kind. Of a kind that is not listed the handler's own counts, if it has a method Policy() Policy.
@@ -181,6 +184,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.LookEvery <= 0 {
 		o.LookEvery = 100 * time.Millisecond
+	}
+	if o.Held == nil {
+		o.Held = func(petrel.AppID) bool { return false }
 	}
 	if o.Jitter == nil {
 		o.Jitter = rand.N[time.Duration] //nolint:gosec // not a secret

@@ -86,7 +86,8 @@ func (p *plan) next() int64 {
 
 // take chooses what to ask for: at most n jobs together, of at most apps apps. Every app whose turn it is gets an equal part
 // of what is free, and nobody more places than he leaves to others: when k apps use all they may, another finds places/(k+1) free.
-func (p *plan) take(now int64, n, apps int) []job.Take {
+// Who is held gets nothing, and keeps his turn.
+func (p *plan) take(now int64, n, apps int, held func(petrel.AppID) bool) []job.Take {
 	for len(p.later) > 0 && p.later[0].due <= now {
 		x := heap.Pop(&p.later).(*lane)
 		x.ready = true
@@ -99,7 +100,7 @@ func (p *plan) take(now int64, n, apps int) []job.Take {
 	n = min(n, free)
 	var able []*tenant
 	for _, t := range p.turns {
-		if len(able) < apps && p.room(t, free) > 0 {
+		if len(able) < apps && p.room(t, free) > 0 && !held(t.app) {
 			able = append(able, t)
 		}
 	}

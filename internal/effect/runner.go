@@ -350,7 +350,7 @@ func (r *Runner) look() error {
 func (r *Runner) step(leads, resting bool) (more bool, err error) {
 	s := job.Step{Runner: r.runner, Reports: r.reports()}
 	if leads && !resting && len(r.left) == 0 && r.bytes < r.opt.BodyBytes {
-		s.Take, s.MaxBytes = r.plan.take(r.opt.Now().UnixMilli(), job.MaxStep, job.MaxStepApps), r.opt.BodyBytes-r.bytes
+		s.Take, s.MaxBytes = r.plan.take(r.opt.Now().UnixMilli(), job.MaxStep, job.MaxStepApps, r.opt.Held), r.opt.BodyBytes-r.bytes
 	}
 	if len(s.Reports) == 0 && len(s.Take) == 0 {
 		r.rest(resting, len(r.attempts) == 0)

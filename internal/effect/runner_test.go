@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -336,4 +337,35 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
+}
+
+// TestAHeldAppWaits: jobs of a suspended app wait and are not attempted, others go on; what runs comes to its end; afterwards all are done.
+func TestAHeldAppWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		var held atomic.Bool
+		r := work(t, s, func(ctx context.Context, _ job.Job, _ int) error {
+			pause(ctx, 200*time.Millisecond)
+			return ctx.Err()
+		}, func(o *Options) { o.Held = func(app petrel.AppID) bool { return app == "bad" && held.Load() } })
+		s.queue(3, "bad", "t", 0)
+		time.Sleep(100 * time.Millisecond)
+		held.Store(true)
+		s.queue(50, "bad", "t", 0)
+		s.queue(50, "good", "t", 0)
+		time.Sleep(10 * time.Minute)
+		if bad, _ := s.counts("bad"); bad != 3 {
+			t.Errorf("while it is held %d of its jobs came to their end, want the 3 that ran", bad)
+		}
+		if good, _ := s.counts("good"); good != 50 {
+			t.Errorf("%d of 50 jobs of the other app are done", good)
+		}
+		held.Store(false)
+		time.Sleep(2 * time.Second)
+		if bad, dead := s.counts("bad"); bad != 53 || dead != 0 {
+			t.Errorf("afterwards %d of 53 are done, %d dead", bad, dead)
+		}
+		r.Stop()
+	})
 }

@@ -2,6 +2,7 @@ package effect
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/petrel-chat/petrel/internal/channel"
 	"github.com/petrel-chat/petrel/internal/event"
@@ -29,7 +30,11 @@ func (c Causes) Consequences(r *projection.Reader, s event.Stamp, d event.Decisi
 	}
 	var jobs []job.New
 	for i, ev := range d.Events {
-		for _, t := range c.told(ev) {
+		told, err := c.told(r, ev)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, t := range told {
 			jobs = append(jobs, t.jobs(hooks, i+1)...)
 		}
 	}
@@ -56,17 +61,37 @@ func (t telling) jobs(hooks []identity.Hook, cause int) (jobs []job.New) {
 	return jobs
 }
 
-func (c Causes) told(ev event.Event) []telling {
+func (c Causes) told(r *projection.Reader, ev event.Event) ([]telling, error) {
 	switch ev := ev.(type) {
 	case event.ChannelStateSet:
-		return toldOfChannel(ev)
+		return toldOfChannel(ev), nil
 	case event.ChannelMissed:
-		return []telling{tell(channelBody{Name: identity.HookCacheMiss, Channel: ev.Channel})}
+		return []telling{tell(channelBody{Name: identity.HookCacheMiss, Channel: ev.Channel})}, nil
+	case event.ScheduleFired:
+		return toldOfSchedule(r, ev)
 	}
 	if name, room := c.Chat(ev); name != "" {
-		return []telling{{name, encodeJSON(chatBody{Name: name, Room: room})}}
+		return []telling{{name, encodeJSON(chatBody{Name: name, Room: room})}}, nil
 	}
-	return nil
+	return nil, nil
+}
+
+// scheduleBody is a schedule's time as it is told.
+type scheduleBody struct {
+	Name     string              `json:"name"`
+	Schedule petrel.ScheduleName `json:"schedule"`
+	Due      string              `json:"due_at"`
+	Missed   uint                `json:"missed"`
+	Data     json.RawMessage     `json:"data,omitempty"`
+}
+
+func toldOfSchedule(r *projection.Reader, ev event.ScheduleFired) ([]telling, error) {
+	s, err := job.ScheduleByName(r, ev.App, ev.Name)
+	if err != nil {
+		return nil, err
+	}
+	body := scheduleBody{identity.HookScheduleDue, ev.Name, time.UnixMilli(ev.Due).UTC().Format("2006-01-02T15:04:05.000Z"), ev.Missed, s.Data}
+	return []telling{{identity.HookScheduleDue, encodeJSON(body)}}, nil
 }
 
 // channelBody is an event of a channel as it is told; the fields are Pusher's.

@@ -251,6 +251,10 @@ var decoders = map[Kind]func([]byte) (Event, error){
 	KindJobRunnerBegan:  into[JobRunnerBegan],
 	KindJobsRepeated:    into[JobsRepeated],
 	KindJobsDiscarded:   into[JobsDiscarded],
+
+	KindScheduleSet:     into[ScheduleSet],
+	KindScheduleRemoved: into[ScheduleRemoved],
+	KindScheduleFired:   into[ScheduleFired],
 }
 
 // since says which feature level brought a kind; a kind that is not listed came with level 1, the first. It is
@@ -261,6 +265,8 @@ var since = map[Kind]int{
 	KindChannelStateSet: 2, KindChannelMissed: 2,
 
 	KindJobsQueued: 2, KindJobsBegun: 2, KindJobsReported: 2, KindJobRunnerBegan: 2, KindJobsRepeated: 2, KindJobsDiscarded: 2,
+
+	KindScheduleSet: 3, KindScheduleRemoved: 3, KindScheduleFired: 3,
 }
 
 // Level is the feature level that a build must have to read the event: a cell writes it once all of its nodes do.

@@ -78,6 +78,12 @@ var samples = map[string]Event{
 	"job_runner_began": JobRunnerBegan{Node: "n1.abcdef", Term: 7},
 	"jobs_repeated":    JobsRepeated{App: "1001", Jobs: []uint64{1<<16 | 1}},
 	"jobs_discarded":   JobsDiscarded{App: "1001", Jobs: []uint64{1 << 16}},
+
+	"schedule_set":        ScheduleSet{App: "1001", Name: "nightly", When: "0 3 * * *", Zone: "Europe/Berlin", Data: []byte(`{"report":"sales"}`), Next: 1700010000000},
+	"schedule_set_bare":   ScheduleSet{App: "1001", Name: "tick", When: "every 30s", Zone: "UTC", Paused: true},
+	"schedule_removed":    ScheduleRemoved{App: "1001", Name: "nightly"},
+	"schedule_fired":      ScheduleFired{App: "1001", Name: "nightly", Due: 1700010000000, Next: 1700096400000, Missed: 2},
+	"schedule_fired_bare": ScheduleFired{App: "1001", Name: "nightly", Due: 1700096400000},
 }
 
 // envelope is the entry that every golden file holds, with one event in it.

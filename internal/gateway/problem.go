@@ -35,6 +35,7 @@ var meanings = map[petrel.Code]Meaning{
 	petrel.CodeMessageNotFound:  {404, "Message not found", "Check the message's id."},
 	petrel.CodeMemberNotFound:   {404, "Member not found", "Nothing: the user is not a member."},
 	petrel.CodeJobNotFound:      {404, "Job not found", "Check the job's id; what is done is forgotten after a while."},
+	petrel.CodeScheduleNotFound: {404, "Schedule not found", "Check the name of the schedule; GET /v1/schedules lists them."},
 	petrel.CodeMethodNotAllowed: {405, "Method not allowed", "Use one of the methods in the Allow header."},
 	petrel.CodeIDReused:         {409, "Id reused", "Choose a new id: this one stands for something else."},
 	petrel.CodeConflict:         {409, "Conflict", "Repeat the request: the state changed under it several times."},

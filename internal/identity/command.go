@@ -23,6 +23,8 @@ type CreateApp struct {
 	Pair KeyPair
 	// Settings are what the app begins with, as ParseSettings reads them. A repeat does not look at them.
 	Settings string
+	// Hook is a webhook that it begins with; one without a URL is none. A repeat does not look at it. Its App is the new one.
+	Hook Hook
 }
 
 // AddKey gives an app one more pair; the older ones stay good. NewAddKey makes one up.

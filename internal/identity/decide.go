@@ -40,6 +40,13 @@ func decideCreateApp(app appRow, key keyRow, c CreateApp) (event.Decision, error
 	if len(set) > 0 {
 		d.Events = append(d.Events, event.AppConfigured{App: c.App, Settings: set})
 	}
+	if h := c.Hook; h.URL != "" {
+		names, err := checkHookEvents(h.Events)
+		if err := firstOf(checkHookID(h.ID), CheckHookURL(h.URL), err); err != nil {
+			return event.Decision{}, err
+		}
+		d.Events = append(d.Events, event.AppHookSet{App: c.App, Hook: h.ID, URL: h.URL, Events: names, Batch: h.Batch})
+	}
 	return d, nil
 }
 

@@ -29,6 +29,9 @@ const (
 	HookSubscriptionCount = "subscription_count"
 )
 
+// HookScheduleDue is told when a schedule of the app is due.
+const HookScheduleDue = "schedule.due"
+
 // hookEvents are the names that a webhook may ask for: Pusher's, those of chat, and patterns. It is never written
 // after initialisation.
 var hookEvents = []string{
@@ -37,6 +40,7 @@ var hookEvents = []string{
 	"room.*", "room.created", "room.updated", "room.deleted",
 	"member.*", "member.added", "member.updated", "member.removed",
 	"message.*", "message.new", "message.updated", "message.deleted",
+	"schedule.*", HookScheduleDue,
 }
 
 // HookEvents returns every name and pattern that a webhook may ask for.
@@ -47,7 +51,7 @@ func HookEvents() []string { return slices.Clone(hookEvents) }
 func DefaultHookEvents() []string {
 	return []string{
 		HookCacheMiss, HookChannelOccupied, HookChannelVacated, HookMemberAdded, HookMemberRemoved, HookSubscriptionCount,
-		"member.*", "message.*", "room.*",
+		"member.*", "message.*", "room.*", "schedule.*",
 	}
 }
 

@@ -284,3 +284,32 @@ func TestHookPatterns(t *testing.T) {
 		t.Errorf("made up: %q", id)
 	}
 }
+
+// TestAppBeginsWithAHook: app, settings and webhook come in one entry, or none of them.
+func TestAppBeginsWithAHook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	bad := goodHook("first")
+	bad.URL = "ftp://shop.example/"
+	for _, h := range []Hook{bad, {ID: "first", URL: "https://shop.example/", Events: []string{"nothing"}}, {ID: "a b", URL: "https://shop.example/", Events: []string{"*"}}} {
+		if _, _, err := w.do(CreateApp{App: "1", Pair: pair("k1"), Hook: h}); err == nil || len(w.recs) != 0 {
+			t.Errorf("%+v: %v, %d entries", h, err, len(w.recs))
+		}
+	}
+	h := goodHook("first")
+	h.App = ""
+	w.must(CreateApp{App: "1", Pair: pair("k1"), Settings: "max_batch=20", Hook: h})
+	if len(w.recs) != 1 {
+		t.Errorf("%d entries, want 1", len(w.recs))
+	}
+	want := goodHook("first")
+	want.Made = 1
+	if d := cmp.Diff([]Hook{want}, w.dir.Hooks("1")); d != "" {
+		t.Error(d)
+	}
+	w.must(CreateApp{App: "1", Pair: pair("k1"), Hook: goodHook("second")})
+	if hooks := w.dir.Hooks("1"); len(hooks) != 1 {
+		t.Errorf("a repeat changed the webhooks: %+v", hooks)
+	}
+	w.agree()
+}

@@ -73,7 +73,7 @@ func TestWhatIsMadeUp(t *testing.T) {
 			seen[p.Key], seen[string(p.Secret)] = true, true
 		}
 	}
-	if c := NewCreateApp("7", "n", "k", "s"); c != (CreateApp{App: "7", Name: "n", Pair: KeyPair{"k", "s"}}) {
+	if c := NewCreateApp("7", "n", "k", "s"); !cmp.Equal(c, CreateApp{App: "7", Name: "n", Pair: KeyPair{"k", "s"}}) {
 		t.Error("what was chosen is not kept")
 	}
 }

@@ -35,6 +35,7 @@ type Settings struct {
 	MaxConnections   int
 	MaxSubscriptions int // of one connection
 	MaxJobsWaiting   int // webhooks and other jobs of the app that wait to be done
+	MaxSchedules     int
 }
 
 // settingSpec describes one setting. Names are written into the log: never change one, never reuse one.
@@ -64,6 +65,7 @@ var settingSpecs = []settingSpec{
 	{name: "max_connections", def: 0, min: 0, max: 10_000_000, num: func(s *Settings) *int { return &s.MaxConnections }},
 	{name: "max_subscriptions", def: 1_000, min: 1, max: 10_000, num: func(s *Settings) *int { return &s.MaxSubscriptions }},
 	{name: "max_jobs_waiting", def: 100_000, min: 0, max: 10_000_000, num: func(s *Settings) *int { return &s.MaxJobsWaiting }},
+	{name: "max_schedules", def: 100, min: 0, max: 1_000, num: func(s *Settings) *int { return &s.MaxSchedules }},
 }
 
 func (p *settingSpec) set(s *Settings, v int64) {

@@ -107,6 +107,12 @@ func Fold(tx *projection.Tx, s event.Stamp, ev event.Event) (uint64, error) {
 		err = f.repeated(ev)
 	case event.JobsDiscarded:
 		err = f.discarded(ev)
+	case event.ScheduleSet:
+		err = f.scheduleSet(ev)
+	case event.ScheduleRemoved:
+		err = f.one(sqlRemoveSchedule, ev.App, ev.Name)
+	case event.ScheduleFired:
+		err = f.scheduleFired(ev)
 	default:
 		err = fmt.Errorf("not an event of job")
 	}
@@ -305,6 +311,12 @@ func Version(r *projection.Reader, _ event.Stamp, g event.Guard) (v uint64, err 
 			return 0, fmt.Errorf("job: a guard of job %q", g.Key[0])
 		}
 		_, err = r.Get(sqlVersion, func(row *projection.Row) { v = row.Uint(0) }, key)
+		return v, err
+	case g.Kind == event.GuardSchedule && len(g.Key) == 2:
+		_, err = r.Get(sqlScheduleVersion, func(row *projection.Row) { v = row.Uint(0) }, g.Key[0], g.Key[1])
+		return v, err
+	case g.Kind == event.GuardSchedules && len(g.Key) == 1:
+		_, v, err = countSchedules(r, g.Key[0])
 		return v, err
 	}
 	return 0, fmt.Errorf("job: guard kind %d with %d keys is not one of ours", g.Kind, len(g.Key))

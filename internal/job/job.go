@@ -1,4 +1,4 @@
-// Package job holds durable work: webhooks and whatever else is done outside because of an entry. A job is accepted in the
+// Package job holds durable work: webhooks and whatever else is done outside because of an entry, and schedules, which cause entries by the clock. A job is accepted in the
 // entry of what caused it, waits until it is due, is attempted, and ends done or dead; dead ones can be looked at, repeated and
 // discarded. Here are the rules; package effect runs what they say.
 //
@@ -25,6 +25,8 @@
 //   - Who decides on one job guards its row: of a begin and a discard that meet, one is decided again.
 //   - The fold draws nothing: due times, with their jitter, come with the report.
 //   - Folding one event costs a bounded number of rows: a few for each job that it names.
+//   - A schedule is fired by an entry that moves it to its next time, which the proposer made out, and that is guarded by its row: each of its
+//     times is told once at most, and one that could not be told in time is counted in the next entry that tells.
 //   - The rows of an app are bounded: Limits for what waits and what is dead, KeepDone for what is done. What would pass the
 //     limits is refused before the log, by CodeJobsFull; commands that are decided at the same moment may pass them together.
 //
@@ -183,7 +185,7 @@ func (l Limits) withDefaults() Limits {
 
 // Module is the part of the projection that job keeps.
 func Module() projection.Module {
-	return projection.Module{Name: "job", Migrations: []string{schema}}
+	return projection.Module{Name: "job", Migrations: []string{schema, scheduleSchema}}
 }
 
 // Kinds returns every kind of event that Fold takes.
@@ -191,8 +193,11 @@ func Kinds() []event.Kind {
 	return []event.Kind{
 		event.KindJobsQueued, event.KindJobsBegun, event.KindJobsReported, event.KindJobRunnerBegan,
 		event.KindJobsRepeated, event.KindJobsDiscarded,
+		event.KindScheduleSet, event.KindScheduleRemoved, event.KindScheduleFired,
 	}
 }
 
 // GuardKinds returns every kind of guard that Version answers.
-func GuardKinds() []event.GuardKind { return []event.GuardKind{event.GuardJobRunner, event.GuardJob} }
+func GuardKinds() []event.GuardKind {
+	return []event.GuardKind{event.GuardJobRunner, event.GuardJob, event.GuardSchedule, event.GuardSchedules}
+}

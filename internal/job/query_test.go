@@ -21,6 +21,8 @@ var statements = map[string]string{
 	"sqlVersion": sqlVersion, "sqlRunnerVer": sqlRunnerVer, "sqlJob": sqlJob, "sqlDueNow": sqlDueNow, "sqlDueThen": sqlDueThen, "sqlBody": sqlBody,
 	"sqlJobs": sqlJobs, "sqlRunning": sqlRunning, "sqlStanding": sqlStanding, "sqlNextLane": sqlNextLane, "sqlThisLane": sqlThisLane,
 	"sqlRunner": sqlRunner, "sqlLedger": sqlLedger, "sqlLedgers": sqlLedgers, "sqlCount": sqlCount,
+	"sqlSetSchedule": sqlSetSchedule, "sqlRemoveSchedule": sqlRemoveSchedule, "sqlFireSchedule": sqlFireSchedule, "sqlScheduleVersion": sqlScheduleVersion,
+	"sqlSchedulesOf": sqlSchedulesOf, "sqlSchedule": sqlSchedule, "sqlSchedules": sqlSchedules, "sqlSchedulesDue": sqlSchedulesDue, "sqlScheduleNext": sqlScheduleNext,
 }
 
 // TestNoFullScans: no statement walks a table, or sorts what it read.
@@ -42,7 +44,7 @@ func TestNoFullScans(t *testing.T) {
 
 func TestEveryStatementIsListed(t *testing.T) {
 	t.Parallel()
-	parts := map[string]bool{"sqlColumns": true, "sqlLedgerWords": true}
+	parts := map[string]bool{"sqlColumns": true, "sqlLedgerWords": true, "sqlScheduleColumns": true}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)

@@ -171,6 +171,7 @@ func (w *world) agree() {
 		`SELECT concat_ws('|', key, jobs, hex(data)) FROM job_body ORDER BY key`,
 		`SELECT concat_ws('|', app, accepted, waiting, running, done, dead, discarded, kept, attempts, failed, interrupted, repeated, queued_at) FROM job_ledger ORDER BY app`,
 		`SELECT concat_ws('|', node, term, at, version) FROM job_runner`,
+		`SELECT concat_ws('|', app, name, due_when, zone, hex(data), paused, next, due, fired, missed, made, version) FROM job_schedule ORDER BY app, name`,
 	} {
 		if a, b := w.dump(sql), other.dump(sql); a != b {
 			w.t.Fatalf("two replicas differ:\n%s\n%s", a, b)

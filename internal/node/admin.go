@@ -155,6 +155,7 @@ func operatorRoutes(op Operator) http.Handler {
 	}))
 	hookRoutes(mux, op, withApp)
 	jobRoutes(mux, op, withApp)
+	scheduleRoutes(mux, op, withApp)
 	mux.HandleFunc("GET /admin/cell", func(w http.ResponseWriter, r *http.Request) {
 		info, err := op.Cell(r.Context())
 		writeAnswer(w, info, err)

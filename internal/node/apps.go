@@ -22,6 +22,9 @@ func (n *Node) CreateApp(ctx context.Context, a NewApp) (App, error) {
 	}
 	c := identity.NewCreateApp(a.ID, a.Name, a.Key, identity.Secret(a.Secret))
 	c.Settings = a.Settings
+	if h := a.Hook; h != nil {
+		c.Hook = identity.NewSetHook(identity.Hook{ID: h.ID, URL: h.URL, Events: h.Events, Batch: h.Batch}).Hook
+	}
 	return n.operate(ctx, c.App, c)
 }
 

@@ -21,7 +21,7 @@ func (n *Node) mountAPI(p *publicSide) {
 	p.api = api.Register(api.Options{
 		Gateway: p.gateway, Hub: n.hub, Desk: n.opt.Faults.desk(n.desk), Projection: n.shard.store, Waiting: n.shard.loop,
 		Node: petrel.NodeID(n.cfg.Name), Version: n.opt.Build.Version, ReplayLimit: uint64(n.cfg.ReplayLimit), //nolint:gosec // checked to be positive
-		Alone: n.alone, Successors: n.successors, Stale: n.stale(), Settle: n.shard.log.Barrier, JobLimits: n.jobLimits, Logger: n.logger, Registerer: n.reg,
+		Alone: n.alone, Successors: n.successors, Stale: n.stale(), Settle: n.shard.log.Barrier, JobLimits: n.jobLimits, MaxSchedules: n.maxSchedules, Logger: n.logger, Registerer: n.reg,
 	})
 }
 

@@ -29,10 +29,10 @@ func (n *Node) firstApp(ctx context.Context) (app App, made bool, err error) {
 			want.ID = demoAppID
 		}
 	}
-	if app, err = n.CreateApp(ctx, want); err != nil || n.cfg.AppWebhook == "" {
-		return app, true, err
+	if n.cfg.AppWebhook != "" { // in the same entry: a node that dies now has made both, or neither
+		want.Hook = &Hook{ID: "first", URL: n.cfg.AppWebhook, Events: identity.DefaultHookEvents()}
 	}
-	_, err = n.SetHook(ctx, app.ID, Hook{ID: "first", URL: n.cfg.AppWebhook, Events: identity.DefaultHookEvents()})
+	app, err = n.CreateApp(ctx, want)
 	return app, true, err
 }
 

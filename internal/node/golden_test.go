@@ -39,6 +39,7 @@ var goldenStories = [][]string{
 	{"shard_founded", "app_created_bare", "room_created_bare", "member_added_by_post", "message_posted_bare"},
 	{"jobs_queued", "job_runner_began", "jobs_begun", "jobs_reported", "jobs_repeated", "jobs_discarded"}, // numbers of jobs begin with the index: 1
 	{"jobs_queued_bare"},
+	{"schedule_set", "schedule_fired", "schedule_fired_bare", "schedule_set_bare", "schedule_removed"},
 	{"shard_founded", "app_created_bare", "app_configured", "app_configured_bare"},
 }
 

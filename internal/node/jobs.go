@@ -14,7 +14,7 @@ import (
 func (n *Node) openJobs() {
 	kinds, policies := n.jobKinds()
 	n.jobs.Store(effect.New(effect.Options{
-		Book: effect.NewBook(n.desk, n.shard.store.View), Node: n.self.Member, Leading: n.runsJobs, Kinds: kinds, Policies: policies,
+		Book: effect.NewBook(n.desk, n.shard.store.View), Node: n.self.Member, Leading: n.runsJobs, Held: n.held, Kinds: kinds, Policies: policies,
 		View: n.shard.store.View, Now: n.opt.Faults.now(), Logger: n.logger, Registerer: n.reg,
 	}))
 }

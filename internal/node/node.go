@@ -28,7 +28,7 @@ import (
 
 // FeatureLevel is what this build can read and write of the log. It rises by one when a kind of event or
 // a meaning is added; a cell writes new kinds only when all of its nodes can read them.
-const FeatureLevel = 2
+const FeatureLevel = 3
 
 // Build says what a binary was made of.
 type Build struct {
@@ -86,6 +86,7 @@ type Node struct {
 	hub       *hub.Hub
 	desk      *command.Desk
 
+	schedules *effect.Scheduler
 	jobs      atomic.Pointer[effect.Runner] // of the shard; nil until the desk is there
 	webhooks  webhooks
 	directory *identity.Directory
@@ -240,6 +241,7 @@ func (n *Node) Start(ctx context.Context) error {
 		n.agreement.start()
 	}
 	n.jobs.Load().Start()
+	n.schedules.Start()
 	n.startWebhooks()
 	n.logger.Info("ready", "listen", n.Addr(), "tls_listen", n.TLSAddr(), "admin", n.AdminAddr(), "data", n.cfg.Data, "version", n.opt.Build.Version, "demo", n.cfg.Demo)
 	return n.notice(n.opt.Notice, app, made)
@@ -334,6 +336,7 @@ func (n *Node) Stop() error {
 			}
 			n.cell.stopServing()
 		}
+		n.stopSchedules()
 		n.stopWebhooks()
 		n.stopJobs()
 		if n.shard != nil {

@@ -233,7 +233,7 @@ func TestFirstAppsWebhook(t *testing.T) {
 	}
 	n := start()
 	hooks, err := n.Hooks(t.Context(), "1001")
-	if err != nil || len(hooks) != 1 || hooks[0].URL != "https://shop.example/hooks" || len(hooks[0].Events) != 9 || hooks[0].Batch {
+	if err != nil || len(hooks) != 1 || hooks[0].URL != "https://shop.example/hooks" || len(hooks[0].Events) != 10 || hooks[0].Batch {
 		t.Fatalf("%+v, %v", hooks, err)
 	}
 	if _, err := n.Hooks(t.Context(), "404"); petrel.CodeOf(err) != petrel.CodeAppNotFound {

@@ -57,6 +57,8 @@ type NewApp struct {
 	Secret string       `json:"secret,omitempty"`
 	// Settings are those that differ from their defaults: name=value, with commas between them.
 	Settings string `json:"settings,omitempty"`
+	// Hook is a webhook that the app has from the beginning; nil: none.
+	Hook *Hook `json:"hook,omitempty"`
 }
 
 // Operator is what an installation's operator may do. *Node does it itself; *Remote asks a running node
@@ -85,6 +87,11 @@ type Operator interface {
 	Job(ctx context.Context, id string) (job.Shown, error)
 	RepeatJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
 	DiscardJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
+
+	// Schedules is a page of an app's schedules behind a name; SetSchedule makes one or replaces its settings; RemoveSchedule returns it as it was.
+	Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (SchedulePage, error)
+	SetSchedule(ctx context.Context, app petrel.AppID, s Schedule) (job.ShownSchedule, error)
+	RemoveSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName) (job.ShownSchedule, error)
 
 	// Cell shows the nodes. A node that runs alone shows itself.
 	Cell(ctx context.Context) (CellInfo, error)

@@ -62,6 +62,7 @@ func (n *Node) openShard(ctx context.Context) (err error) {
 		Logger: n.logger, Registerer: n.reg,
 	})
 	n.openJobs()
+	n.openSchedules()
 	n.hub.Start()
 	return nil
 }

@@ -45,6 +45,9 @@ type CommandID string
 // HookID names a webhook of an app: 1–64 of the same alphabet.
 type HookID string
 
+// ScheduleName names a schedule of an app: 1–64 of the same alphabet.
+type ScheduleName string
+
 // RequestID follows one request from ingress to delivery through logs and entries.
 type RequestID string
 
@@ -99,6 +102,11 @@ func ParseAppID(s string) (AppID, error) { return parse[AppID]("app id", s, MaxN
 
 // ParseHookID validates the id of a webhook.
 func ParseHookID(s string) (HookID, error) { return parse[HookID]("hook id", s, MaxNameLen) }
+
+// ParseScheduleName validates the name of a schedule.
+func ParseScheduleName(s string) (ScheduleName, error) {
+	return parse[ScheduleName]("name of the schedule", s, MaxNameLen)
+}
 
 func parse[T ~string](what, s string, max int) (T, error) {
 	if s == "" {

@@ -49,7 +49,11 @@ type hookEvent struct {
 	Count   *int            `json:"subscription_count"`
 	Room    string          `json:"room"`
 	Seq     uint64          `json:"seq"`
-	path    string
+
+	Schedule string `json:"schedule"`
+	Due      string `json:"due_at"`
+	Missed   int    `json:"missed"`
+	path     string
 }
 
 func (e hookEvent) String() string {
