@@ -325,6 +325,13 @@ func (c *Conn) SetHeartbeat(h Heartbeat, ping []byte) {
 	c.mu.Unlock()
 }
 
+// Heartbeat is the contract that the connection has now.
+func (c *Conn) Heartbeat() Heartbeat {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.contract.Heartbeat
+}
+
 // Pause stops reading after the message at hand; the peer's further bytes wait in its own socket. Silence is not held against
 // a paused connection.
 func (c *Conn) Pause() {

@@ -18,18 +18,24 @@ type Place struct {
 }
 
 // Admit takes a place for app ("" while nobody knows whose it is). A refusal says when to come back.
-func (g *Gateway) Admit(app petrel.AppID) (*Place, error) { return g.AdmitUpTo(app, 0) }
-
-// AdmitUpTo is Admit for an app that has a limit of its own on this node; 0: none.
-func (g *Gateway) AdmitUpTo(app petrel.AppID, most int) (*Place, error) {
-	if g.draining.Load() {
-		return nil, petrel.Errorf(petrel.CodeDraining, "This node is leaving. Come back: another one answers.")
-	}
-	if err := g.placeError(g.places.TakeUpTo(app, most)); err != nil {
+func (g *Gateway) Admit(app petrel.AppID) (*Place, error) {
+	if err := g.Enter(app, 0); err != nil {
 		return nil, err
 	}
 	return &Place{g: g, app: app}, nil
 }
+
+// Enter is Admit for who knows the app from the beginning: there is no Place to be kept, but a Leave for each Enter. At most most places are
+// the app's on this node; 0: it has no limit of its own.
+func (g *Gateway) Enter(app petrel.AppID, most int) error {
+	if g.draining.Load() {
+		return petrel.Errorf(petrel.CodeDraining, "This node is leaving. Come back: another one answers.")
+	}
+	return g.placeError(g.places.TakeUpTo(app, most))
+}
+
+// Leave gives back what Enter took.
+func (g *Gateway) Leave(app petrel.AppID) { g.places.Release(app) }
 
 func (g *Gateway) placeError(r limit.Refusal) error {
 	switch r {
@@ -75,34 +81,34 @@ func (g *Gateway) OpenSocket(w http.ResponseWriter, r *http.Request, make func(*
 	if err != nil {
 		return err
 	}
-	cfg, h := make(place)
-	g.open(w, r, place, cfg, h)
+	if cfg, h := make(place); !g.open(w, r, cfg, h) {
+		place.Release()
+	}
 	return nil
 }
 
 // OpenSocketOf is OpenSocket for a handler that recognised the app itself and refuses in its own words, after the handshake. make is
-// given a place, or why there is none: at most most places are the app's on this node (0: no such limit). With refused, nobody asks for a place.
-func (g *Gateway) OpenSocketOf(w http.ResponseWriter, r *http.Request, app petrel.AppID, most int, refused error, make func(*Place, error) (conn.Config, conn.Handler)) error {
+// told that a place was taken (Enter), which the handler gives back (Leave) in OnClose, or why there is none. With refused, nobody asks for a place.
+func (g *Gateway) OpenSocketOf(w http.ResponseWriter, r *http.Request, app petrel.AppID, most int, refused error, make func(refused error) (conn.Config, conn.Handler)) error {
 	if err := conn.CheckUpgrade(r); err != nil {
 		return err
 	}
-	var place *Place
 	if refused == nil {
-		place, refused = g.AdmitUpTo(app, most)
+		refused = g.Enter(app, most)
 	}
-	cfg, h := make(place, refused)
-	g.open(w, r, place, cfg, h)
+	if cfg, h := make(refused); !g.open(w, r, cfg, h) && refused == nil {
+		g.Leave(app)
+	}
 	return nil
 }
 
-// open finishes a handshake. Nothing can be answered any more.
-func (g *Gateway) open(w http.ResponseWriter, r *http.Request, place *Place, cfg conn.Config, h conn.Handler) {
-	if err := g.opt.Conns.Open(w, r, cfg, h); err != nil {
-		if place != nil {
-			place.Release()
-		}
+// open finishes a handshake, and says whether it did. Nothing can be answered any more.
+func (g *Gateway) open(w http.ResponseWriter, r *http.Request, cfg conn.Config, h conn.Handler) bool {
+	err := g.opt.Conns.Open(w, r, cfg, h)
+	if err != nil {
 		g.opt.Logger.DebugContext(r.Context(), "a handshake broke off", "request", RequestID(r.Context()), "error", err)
 	}
+	return err == nil
 }
 
 // OpenEvents makes a stream of server-sent events of the request, and returns when it has ended.

@@ -44,11 +44,11 @@ func (c *session) clientEvent(f *clientFrame) error {
 	}
 	user := string(s.Member())
 	// First, because it may refuse the event: what no webhook can be told is delivered to nobody.
-	if err := c.s.opt.OnClientEvent(ClientEvent{App: c.app, Channel: f.Channel, Event: f.Event, Data: append([]byte(nil), f.Data...), SocketID: c.id, User: user}); err != nil {
+	if err := c.s.opt.OnClientEvent(ClientEvent{App: c.app, Channel: f.Channel, Event: f.Event, Data: append([]byte(nil), f.Data...), SocketID: c.conn.ID(), User: user}); err != nil {
 		return err
 	}
 	return c.s.announce(&petrel.Publication{
-		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.id, User: s.Member(), Client: true,
+		Channel: petrel.PusherChannel(c.app, f.Channel), Type: typeEvent, Except: c.conn.ID(), User: s.Member(), Client: true,
 		Data: appendEvent(make([]byte, 0, 96+len(f.Event)+len(f.Channel)+len(data)+len(user)), f.Event, f.Channel, data, user),
 	}, "client")
 }

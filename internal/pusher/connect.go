@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/petrel-chat/petrel/internal/conn"
-	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -96,7 +95,7 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, key string, app pe
 		refused = end
 	}
 	most := s.opt.Apps.Settings(app).MaxConnections
-	err := s.opt.Gateway.OpenSocketOf(w, r, app, most, refused, func(p *gateway.Place, err error) (conn.Config, conn.Handler) {
+	err := s.opt.Gateway.OpenSocketOf(w, r, app, most, refused, func(err error) (conn.Config, conn.Handler) {
 		if err != nil {
 			if end == nil {
 				code, text := closeFor(err)
@@ -104,7 +103,7 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, key string, app pe
 			}
 			return conn.Config{}, s.turnAway(end)
 		}
-		return s.newSession(p, key, app)
+		return s.newSession(s.entranceOf(key, app))
 	})
 	if err != nil {
 		s.opt.Gateway.Refuse(w, r, err)

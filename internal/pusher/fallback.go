@@ -192,11 +192,10 @@ func (f *fallback) open(r *http.Request, name SessionName, key string, app petre
 	if f.find(name) != nil {
 		return nil
 	}
-	place, err := f.s.opt.Gateway.AdmitUpTo(app, f.s.opt.Apps.Settings(app).MaxConnections)
-	if err != nil {
+	if err := f.s.opt.Gateway.Enter(app, f.s.opt.Apps.Settings(app).MaxConnections); err != nil {
 		return err
 	}
-	cfg, c := f.s.newSession(place, key, app)
+	cfg, c := f.s.newSession(f.s.entranceOf(key, app))
 	cfg.Hostname = f.hostname(r)
 	h := &overHTTP{session: c}
 	c.left = func() { f.remove(name, h) }

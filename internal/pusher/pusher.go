@@ -126,6 +126,7 @@ type Server struct {
 	reading    atomic.Int64 // bytes of bodies that are being read
 	bodies     sync.Pool    // *bytes.Buffer for what is read of requests
 	fallback   *fallback
+	entrances  sync.Map // *entrance by key
 
 	running sync.WaitGroup // goroutines that were begun here
 }
@@ -153,6 +154,7 @@ func (s *Server) Stop() { s.running.Wait() }
 // AppChanged closes the connections that would not be let in any more, after keys of an app changed, its suspension or its settings ("": of
 // any app). It does not wait for that, so it may be called from apply's goroutine.
 func (s *Server) AppChanged(app petrel.AppID) {
+	s.entrances.Clear() // connections keep theirs
 	s.running.Go(func() {
 		s.opt.Gateway.Conns().Each(func(c *conn.Conn) {
 			if p, ok := c.Handler().(*session); ok && (app == "" || p.app == app) {

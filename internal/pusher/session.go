@@ -17,37 +17,49 @@ import (
 // maxBadFrames is how many frames of a connection may be unreadable: more are no accident.
 const maxBadFrames = 10
 
+// entrance is what all sessions that came with one key have in common.
+type entrance struct {
+	s   *Server
+	app petrel.AppID
+	key string
+}
+
+// entranceOf finds the entrance of a key that is known to be an app's.
+func (s *Server) entranceOf(key string, app petrel.AppID) *entrance {
+	if e, ok := s.entrances.Load(key); ok && e.(*entrance).app == app {
+		return e.(*entrance)
+	}
+	e := &entrance{s, app, strings.Clone(key)} // it came as a part of a whole request
+	s.entrances.Store(e.key, e)
+	return e
+}
+
 // session is one client's connection, whatever its wire: it is told of whole frames, and answers with payloads that frameFor puts into the wire's framing.
-// Nothing that it does for a frame waits.
+// Nothing that it does for a frame waits. It has a place of its app's in the gateway. Its name over the whole cell, the socket id, is that of its connection.
 type session struct {
-	s     *Server
-	place *gateway.Place
-	app   petrel.AppID
-	key   string
-	id    petrel.ConnID // the socket id: the connection's name over the whole cell
-	beat  time.Duration // the silence after which the client was told to ask
-	conn  *conn.Conn    // set by OnOpen
-	left  func()        // called at the end; nil: nobody is
+	*entrance
+	conn *conn.Conn // set by OnOpen
+	left func()     // called at the end; nil: nobody is
 
 	// The reader's own: frames come one at a time.
 	rate   limit.Bucket // of frames
 	events limit.Bucket // of client events
-	bad    int
 
-	mu   sync.Mutex // guards the fields below. Lock order: this before the hub's and the connection's
-	gone bool
-	subs subscriptions
-	// account is who signed in; nil: nobody.
-	account *account
+	mu      sync.Mutex // guards the fields below, but bad. Lock order: this before the hub's and the connection's
+	gone    bool
+	bad     uint8 // the reader's own
+	subs    subscriptions
+	account *account // who signed in; nil: nobody
 }
 
 // newSession makes the handler of a connection that is let in, and how it is opened. The connection is given the heartbeat that its handshake tells.
-func (s *Server) newSession(p *gateway.Place, key string, app petrel.AppID) (conn.Config, *session) {
-	c := &session{s: s, place: p, app: app, key: key, id: newSocketID(), beat: s.opt.ActivityTimeout}
+func (s *Server) newSession(e *entrance) (conn.Config, *session) {
+	c := &session{entrance: e}
+	beat := s.opt.ActivityTimeout
 	if own := c.settings().ActivityTimeout; own > 0 {
-		c.beat = time.Duration(own) * time.Second
+		beat = time.Duration(own) * time.Second
 	}
-	return conn.Config{ID: c.id, Heartbeat: conn.Heartbeat{Interval: c.beat, Grace: s.opt.Grace, Epoch: 1}}, c
+	return conn.Config{ID: newSocketID(), Heartbeat: conn.Heartbeat{Interval: beat, Grace: s.opt.Grace, Epoch: 1}}, c
 }
 
 var (
@@ -73,7 +85,7 @@ func (c *session) settings() *identity.Settings { return c.s.opt.Apps.Settings(c
 func (c *session) OnOpen(cn *conn.Conn) {
 	c.conn = cn
 	c.s.metrics.connects.WithLabelValues("ok").Inc()
-	hello := `{"socket_id":"` + string(c.id) + `","activity_timeout":` + strconv.Itoa(max(1, int(c.beat.Seconds()))) + `}`
+	hello := `{"socket_id":"` + string(cn.ID()) + `","activity_timeout":` + strconv.Itoa(max(1, int(cn.Heartbeat().Interval.Seconds()))) + `}`
 	b := append(make([]byte, 0, 160), `{"event":"pusher:connection_established","data":`...)
 	c.send(append(appendQuoted(b, hello), '}'))
 	if within := c.settings().AuthorizedConnections; within > 0 {
@@ -184,7 +196,7 @@ func (c *session) OnClose(*conn.Conn, conn.CloseCode) {
 	if account != nil {
 		account.signOut(c)
 	}
-	c.place.Release()
+	c.s.opt.Gateway.Leave(c.app)
 	if c.left != nil {
 		c.left()
 	}

@@ -88,7 +88,7 @@ func (c *session) authorize(w *wish, form channel.Form) error {
 	if !form.Authorised() {
 		return nil
 	}
-	text := string(c.id) + ":" + w.Channel
+	text := string(c.conn.ID()) + ":" + w.Channel
 	if form.Kind == channel.Presence {
 		text += ":" + w.ChannelData
 	}
