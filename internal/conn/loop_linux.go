@@ -28,6 +28,24 @@ const (
 	slotFirst
 )
 
+// phase is what a loop is at. It leaves asleep by its own doing or by who rouses it; all other steps are its own.
+//
+//	asleep ──► gathering ──► tending ──► asleep or gathering
+//
+// A loop that is not asleep looks into its inbox before it is. One that gathers looks, after it has ceased to, also at what was
+// left in the inboxes of those asleep (Server.left): so while one gathers, nobody needs to wake another.
+type phase = int32
+
+const (
+	asleep    phase = iota // waits
+	gathering              // takes what is ready
+	tending                // writes what is queued
+)
+
+// helpMost is how many connections one loop writes to in place of waking another, with its own. A wake-up, and two threads in the kernel's network at
+// once, cost more than they bring when there is so little to do; with more, the time to the last subscriber counts.
+const helpMost = 128
+
 // loop owns an epoll instance, the sockets in it, and the one goroutine that touches them.
 //
 // It waits in Go's own poller, in which its epoll descriptor is one among others: no thread is held, and whoever wakes it
@@ -41,7 +59,11 @@ type loop struct {
 
 	mu    sync.Mutex // guards the inbox
 	inbox inbox
-	awake atomic.Bool // false: whoever adds to the inbox must write to wake
+	phase atomic.Int32
+
+	// own is the right to be the loop. Its goroutine has it whenever it does not wait; meanwhile another loop may take it, if it is free, to write
+	// what is queued. Nobody else waits for it: callbacks made under it are made by the loop.
+	own sync.Mutex
 
 	// The loop's own.
 	taken      inbox // what was in the inbox, being worked off
@@ -58,8 +80,10 @@ type loop struct {
 	retryAt    int64 // when to try accepting again; 0: no need
 	ending     bool
 	generation int32
-	served     int // requests since everything was written last
-	sent       int // of the wave: frames and writes, added to the metrics at its end
+	served     int     // requests since everything was written last
+	spare      []*sock // of flushDirty
+	helped     []*loop // will be written for
+	sent       int     // of the wave: frames and writes, added to the metrics at its end
 	writes     int
 	heard      int
 }
@@ -154,15 +178,33 @@ func (l *loop) post(fn func()) {
 
 // rouse wakes the loop if it sleeps, after something was put into its inbox.
 func (l *loop) rouse() {
-	if !l.awake.Load() && l.awake.CompareAndSwap(false, true) {
+	if l.phase.Load() == asleep && l.phase.CompareAndSwap(asleep, gathering) {
+		l.s.gathering.Add(1) // not before: who counts on a loop that gathers must find one
 		rawRouse(l.wake)
+	}
+}
+
+// leave is rouse for what is to be written, which a loop that gathers may see to.
+func (l *loop) leave() {
+	if l.phase.Load() != asleep {
+		return
+	}
+	if !l.s.left.Load() {
+		l.s.left.Store(true)
+	}
+	if l.s.gathering.Load() <= 0 {
+		l.rouse()
 	}
 }
 
 // run works until the server stops.
 func (l *loop) run() {
+	l.own.Lock()
+	defer l.own.Unlock()
 	for !l.ending {
-		n := l.wait()
+		l.own.Unlock()
+		n := l.wait(len(l.again) > 0)
+		l.own.Lock()
 		l.now = time.Now().UnixNano()
 		for i := range n {
 			l.ready(&l.events[i])
@@ -182,9 +224,8 @@ func (l *loop) run() {
 	}
 }
 
-// wait returns the number of events at hand. It sleeps only when there are none and the inbox is empty.
-func (l *loop) wait() (n int) {
-	busy := len(l.again) > 0
+// wait returns the number of events at hand. It sleeps only when there are none, nothing is to be done again, and the inbox is empty.
+func (l *loop) wait(again bool) (n int) {
 	_ = l.raw.Read(func(uintptr) bool { // fails only when the file is closed, which comes after run
 		for {
 			var errno syscall.Errno
@@ -192,18 +233,19 @@ func (l *loop) wait() (n int) {
 				break
 			}
 		}
-		if n > 0 || busy {
-			l.awake.Store(true)
-			return true
+		if n <= 0 && !again && l.phase.Load() != gathering { // or it was roused
+			l.phase.CompareAndSwap(tending, asleep)
+			l.mu.Lock()
+			empty := l.inbox.empty()
+			l.mu.Unlock()
+			if empty {
+				return false
+			}
 		}
-		l.awake.Store(false)
-		l.mu.Lock()
-		empty := l.inbox.empty()
-		l.mu.Unlock()
-		if !empty {
-			l.awake.Store(true)
+		if l.phase.Swap(gathering) != gathering {
+			l.s.gathering.Add(1)
 		}
-		return !empty
+		return true
 	})
 	return max(n, 0)
 }
@@ -241,6 +283,58 @@ func (l *loop) tend() {
 			l.read(s)
 		}
 	}
+	l.phase.Store(tending)
+	l.s.gathering.Add(-1)
+	l.share()
+	l.empty()
+	l.help()
+}
+
+// share sees to what was left for loops that sleep: it wakes them, or notes them for help.
+func (l *loop) share() {
+	if !l.s.left.Load() || !l.s.left.Swap(false) {
+		return
+	}
+	mine := l.dirty()
+	for _, o := range l.s.loops {
+		if o == l || o.phase.Load() != asleep {
+			continue
+		}
+		switch n := o.dirty(); {
+		case n == 0:
+		case n+mine <= helpMost:
+			l.helped = append(l.helped, o)
+		default:
+			o.rouse()
+		}
+	}
+}
+
+// dirty is how many connections have something to be written.
+func (l *loop) dirty() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.inbox.dirty)
+}
+
+// help writes for loops that sleep.
+func (l *loop) help() {
+	for i, o := range l.helped {
+		l.helped[i] = nil
+		if !o.own.TryLock() {
+			o.rouse() // it is waking up, or a third one writes for it and may be past what was left since
+			continue
+		}
+		o.now = l.now
+		o.flushDirty()
+		o.count()
+		o.own.Unlock()
+	}
+	l.helped = l.helped[:0]
+}
+
+// empty works the inbox off until nothing is in it.
+func (l *loop) empty() {
 	for {
 		l.mu.Lock()
 		if l.inbox.empty() {
@@ -283,15 +377,24 @@ func (l *loop) relieve() {
 		return
 	}
 	l.served = 0
+	l.share()
+	l.flushDirty()
+	l.help()
+}
+
+// flushDirty writes what is queued now.
+func (l *loop) flushDirty() {
 	l.mu.Lock()
 	dirty := l.inbox.dirty
-	l.inbox.dirty = nil
+	l.inbox.dirty, l.spare = l.spare, nil
 	l.mu.Unlock()
 	for _, s := range dirty {
 		if s.fd >= 0 {
 			l.flush(s)
 		}
 	}
+	clear(dirty)
+	l.spare = keep(dirty)
 }
 
 // keep empties a slice for its next use, unless it has grown very large.

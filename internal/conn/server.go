@@ -33,6 +33,8 @@ type ServerOptions struct {
 	Full []byte
 	// Failed hears of sockets that the kernel did not hand over. nil: nobody does.
 	Failed func(err error)
+
+	sweepEvery time.Duration // how often loops wake up for no reason; tests make it long
 }
 
 func (o *ServerOptions) defaults() {
@@ -53,6 +55,9 @@ func (o *ServerOptions) defaults() {
 	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = 75 * time.Second
+	}
+	if o.sweepEvery <= 0 {
+		o.sweepEvery = time.Second
 	}
 	if o.Take == nil {
 		o.Take = func() bool { return true }

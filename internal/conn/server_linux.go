@@ -17,7 +17,8 @@ import (
 // bytes that were read of it.
 //
 // A loop works in waves. It takes everything that is ready, one socket after the other; what is queued for connections meanwhile, by
-// this wave or by other goroutines, is written at its end: one write per connection, whatever the number of frames.
+// this wave or by other goroutines, is written at its end: one write per connection, whatever the number of frames. A loop that is at work
+// writes for the others too, as long as they sleep and there is little to write: a publication to a few does not wake every processor.
 type Server struct {
 	t     *Table
 	opt   ServerOptions
@@ -32,6 +33,9 @@ type Server struct {
 	drainOnce sync.Once
 	stopOnce  sync.Once
 	stopped   chan struct{}
+
+	gathering atomic.Int32 // loops that do, or a little less while they begin to
+	left      atomic.Bool  // something may be in the inbox of a loop that sleeps, and nobody woke it
 }
 
 // NewServer takes the listener over and begins to serve.
@@ -67,7 +71,7 @@ func (t *Table) NewServer(ln net.Listener, o ServerOptions) (*Server, error) {
 
 // tick wakes the loops so that they sweep.
 func (s *Server) tick() {
-	t := time.NewTicker(time.Second)
+	t := time.NewTicker(s.opt.sweepEvery)
 	defer t.Stop()
 	for {
 		select {

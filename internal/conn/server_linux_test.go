@@ -315,6 +315,57 @@ func TestLoopsEverybodyHearsEverything(t *testing.T) {
 	done.Wait()
 }
 
+// TestLoopsWriteForEachOther: what a handler on one loop, or a goroutine beside them, sends to connections of all loops is written at
+// once, whoever sleeps: no sweep comes to its help.
+func TestLoopsWriteForEachOther(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{3, 2 * helpMost} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			var mu sync.Mutex
+			var conns []*Conn
+			opened := make(chan struct{}, n)
+			sendAll := func(p []byte) {
+				mu.Lock()
+				defer mu.Unlock()
+				f := TextFrame(p)
+				for _, c := range conns {
+					if err := c.Send(f); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler {
+				rec := newRecorder()
+				rec.onOpen = func(c *Conn) { mu.Lock(); conns = append(conns, c); mu.Unlock(); opened <- struct{}{} }
+				rec.onText = func(_ *Conn, p []byte) { sendAll(p) }
+				return rec
+			}, noHot, func(o *ServerOptions) { o.Loops, o.sweepEvery = 3, time.Hour })
+			clients := make([]net.Conn, n)
+			for i := range clients {
+				clients[i] = s.raw(t)
+				if err := clients[i].SetDeadline(time.Now().Add(2 * time.Minute)); err != nil { // far beyond what it takes
+					t.Fatal(err)
+				}
+				<-opened
+			}
+			for round := range 60 {
+				want := fmt.Sprint(round)
+				if from := round % (n + 1); from == n {
+					sendAll([]byte(want))
+				} else if _, err := clients[from].Write(clientFrame(true, ws.OpText, []byte(want))); err != nil {
+					t.Fatal(err)
+				}
+				for i, nc := range clients {
+					if _, p, err := readServerFrame(nc); err != nil || string(p) != want {
+						t.Fatalf("round %d: client %d got %q, %v", round, i, p, err)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestLoopsDrainAndPanic(t *testing.T) {
 	t.Parallel()
 	tab := NewTable(Options{})

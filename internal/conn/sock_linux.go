@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sock is one socket of a loop: first it speaks HTTP, later it may carry a connection. Only its loop touches it, but for wake and cut.
+// sock is one socket of a loop: first it speaks HTTP, later it may carry a connection. Only whoever is its loop touches it, but for wake and cut.
 type sock struct {
 	l          *loop
 	conn       *Conn   // nil while it speaks HTTP
@@ -43,7 +43,7 @@ func (s *sock) wake(*Conn) {
 	l.mu.Lock()
 	l.inbox.dirty = append(l.inbox.dirty, s)
 	l.mu.Unlock()
-	l.rouse()
+	l.leave()
 }
 
 // cut implements stream.
