@@ -16,7 +16,7 @@ import (
 
 // verdict collects what was seen.
 type verdict struct {
-	published, moves, resets, slow, silent, half atomic.Int64
+	published, moves, resets, slow, slowAway, silent, half atomic.Int64
 
 	mu       sync.Mutex // guards findings
 	findings []string   // the first thirty
@@ -101,11 +101,12 @@ func (w *world) observe(ctx context.Context, d *crowd, tell func(format string, 
 		}
 		s := sample{time.Since(begun), m["go_goroutines"], m["process_resident_memory_bytes"], m["go_memstats_heap_inuse_bytes"]}
 		w.verdict.samples = append(w.verdict.samples, s)
+		w.verdict.slowAway.Store(int64(m["petrel_conn_slow_total"]))
 		if i%10 == 0 {
 			h := &w.verdict.latency[w.verdict.phase.Load()]
 			now := w.verdict.latency[0].total() + w.verdict.latency[1].total()
 			tell("%5.0f s: %d connections that keep up, %.0f deliveries/s, p99 %s, %.0f goroutines, %.0f MiB (heap %.0f), %d slow ones sent away, %d findings\n",
-				s.at.Seconds(), d.size(), float64(now-before)/time.Since(beforeAt).Seconds(), round(h.at(0.99)), s.goroutines, s.rss/(1<<20), s.heap/(1<<20), w.verdict.slow.Load(), w.verdict.count())
+				s.at.Seconds(), d.size(), float64(now-before)/time.Since(beforeAt).Seconds(), round(h.at(0.99)), s.goroutines, s.rss/(1<<20), s.heap/(1<<20), w.verdict.slowAway.Load(), w.verdict.count())
 			before, beforeAt = now, time.Now()
 		}
 	}
@@ -166,8 +167,8 @@ func (v *verdict) judgeCost() {
 
 func (v *verdict) report() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%d publications, %d deliveries to those who keep up; %d times somebody came to or left a channel, %d connections were reset;\n%d slow readers, %d silent ones and %d who never end a request were sent away\n\n",
-		v.published.Load(), v.latency[0].total()+v.latency[1].total(), v.moves.Load(), v.resets.Load(), v.slow.Load(), v.silent.Load(), v.half.Load())
+	fmt.Fprintf(&b, "\n%d publications, %d deliveries to those who keep up; %d times somebody came to or left a channel, %d connections were reset;\nof %d slow readers %d were sent away as slow, and %d silent ones and %d who never end a request\n\n",
+		v.published.Load(), v.latency[0].total()+v.latency[1].total(), v.moves.Load(), v.resets.Load(), v.slow.Load(), v.slowAway.Load(), v.silent.Load(), v.half.Load())
 	for i, name := range []string{"before the slow ones came", "since"} {
 		h := &v.latency[i]
 		fmt.Fprintf(&b, "from publishing to hearing, %-26s p50 %-9s p99 %-9s p99.9 %-9s of %d\n", name+":", round(h.at(0.5)), round(h.at(0.99)), round(h.at(0.999)), h.total())

@@ -305,6 +305,13 @@ func (c *Conn) gaveUp() bool {
 	return c.failed && c.closeSent
 }
 
+// unheard says that the peer was too slow, and did not answer that it was told so: whatever it was sent is of no use to it.
+func (c *Conn) unheard() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state == closing && c.code == CloseSlow && !c.peerDone
+}
+
 // CloseAt makes the table close the connection with code when t has passed (to the second). The zero time forgets it.
 func (c *Conn) CloseAt(t time.Time, code CloseCode, reason string) {
 	var e *ending

@@ -458,6 +458,9 @@ func (l *loop) end(s *sock) {
 	if s.fd < 0 {
 		return
 	}
+	if s.stuck != nil || (s.conn != nil && s.conn.unheard()) { // who did not take it in all this time will not: the kernel kept megabytes for minutes
+		_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
 	_ = unix.Close(s.fd)
 	l.forget(s)
 	l.s.opt.Release()

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -255,6 +256,28 @@ func TestLoopsSlowReader(t *testing.T) {
 	nc.Close()
 	if code := rec.code(t.Context(), t); code != CloseSlow {
 		t.Fatalf("OnClose %s", code.format())
+	}
+}
+
+// TestLoopsResetWhoDoesNotRead: what a peer did not take in all the time it had is not left to the kernel, which would keep it for minutes.
+func TestLoopsResetWhoDoesNotRead(t *testing.T) {
+	t.Parallel()
+	rec := newRecorder()
+	conns := make(chan *Conn, 1)
+	rec.onOpen = func(c *Conn) { conns <- c }
+	tab := NewTable(Options{QueueFrames: 100, QueueBytes: 1 << 20, CloseWait: 50 * time.Millisecond})
+	tab.Start()
+	s := serveLoops(t, tab, Config{}, func() Handler { return rec }, noHot, nil)
+	nc := s.raw(t)
+	c := <-conns
+	for err := error(nil); err == nil; {
+		err = c.Send(TextFrame([]byte(strings.Repeat("x", 5000))))
+	}
+	if code := rec.code(t.Context(), t); code != CloseSlow {
+		t.Fatalf("OnClose %s", code.format())
+	}
+	if _, err := io.Copy(io.Discard, nc); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the peer's connection ends with %v", err)
 	}
 }
 

@@ -342,7 +342,7 @@ func TestCounts(t *testing.T) {
 			crowd = append(crowd, s)
 		}
 		<-time.After(2 * time.Second)
-		wantFrames(t, a, told(100))
+		wantLast(t, a, told(100)) // some may be told of before, if the lane's time comes in between
 		_, s := listen(nodes[1], false)
 		<-time.After(time.Minute)
 		wantFrames(t, a, told(101))
@@ -359,7 +359,7 @@ func TestCounts(t *testing.T) {
 			s.Close()
 		}
 		<-time.After(time.Minute)
-		wantFrames(t, a, told(1))
+		wantLast(t, a, told(1))
 	})
 }
 

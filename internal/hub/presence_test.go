@@ -69,6 +69,15 @@ func wantFrames(t *testing.T, e *ear, want ...string) {
 	e.forget()
 }
 
+// wantLast compares the last frame alone.
+func wantLast(t *testing.T, e *ear, want string) {
+	t.Helper()
+	if heard := e.heard(); len(heard) == 0 || heard[len(heard)-1] != want {
+		t.Fatalf("heard %q, want %q at the end", heard, want)
+	}
+	e.forget()
+}
+
 const (
 	bobCame = `presence.join{"user":"bob"}`
 	bobLeft = `presence.leave{"user":"bob"}`
