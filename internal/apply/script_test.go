@@ -2,81 +2,25 @@ package apply
 
 import (
 	"context"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/scripttest"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
-
-// TestScripts runs testdata/*.txt. A script is a list of steps, each with what it prints below "----".
-// Steps: "apply" followed by entries, one a line ("ID VERB ARGS", several events joined by " + ", the
+// TestScripts runs testdata/*.txt (scripttest). Steps: "apply" followed by entries, one a line ("ID VERB ARGS", several events joined by " + ", the
 // guards of all of them count); "again N" hands in the last N records once more; "restart"; "expect ID".
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, f := range files {
-		t.Run(filepath.Base(f), func(t *testing.T) {
-			t.Parallel()
-			runScript(t, f)
-		})
-	}
+	scripttest.Run(t, func(t *testing.T) scripttest.Story { return scripttest.Story{Step: newWorld(t).step} })
 }
 
-func runScript(t *testing.T, file string) {
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t)
-	var out strings.Builder
-	for step := range strings.SplitSeq(strings.TrimSpace(string(raw)), "\n\n") {
-		input, _, _ := strings.Cut(step, "\n----")
-		out.WriteString(input)
-		if w.isComment(input) {
-			out.WriteString("\n\n")
-			continue
-		}
-		fmt.Fprintf(&out, "\n----\n%s\n\n", strings.TrimSpace(w.step(input)))
-	}
-	got := strings.TrimSpace(out.String()) + "\n"
-	if *rewrite {
-		if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if d := cmp.Diff(string(raw), got); d != "" {
-		t.Errorf("(-file +now; -rewrite takes it over)\n%s", d)
-	}
-}
-
-func (w *world) isComment(input string) bool {
-	for line := range strings.SplitSeq(input, "\n") {
-		if !strings.HasPrefix(line, "#") {
-			return false
-		}
-	}
-	return true
-}
-
-func (w *world) step(input string) string {
-	lines := strings.Split(input, "\n")
-	for strings.HasPrefix(lines[0], "#") {
-		lines = lines[1:]
-	}
+func (w *world) step(lines []string) string {
 	words := strings.Fields(lines[0])
 	switch words[0] {
 	case "apply":
@@ -97,7 +41,7 @@ func (w *world) step(input string) string {
 	case "expect":
 		return w.outcome(id(words[1]))
 	}
-	w.t.Fatalf("no such step: %s", input)
+	w.t.Fatalf("no such step: %s", lines[0])
 	return ""
 }
 

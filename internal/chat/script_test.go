@@ -3,76 +3,36 @@ package chat
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/scripttest"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
-
-// TestScripts runs testdata/*.txt: steps divided by empty lines, each with what it prints below "----".
+// TestScripts runs testdata/*.txt (scripttest).
 //
 // A line of a step is "WHO[/COMMAND-ID] VERB ARGS": a command, folded at once. WHO is a user or "app". A step that
 // begins with "race" decides all its commands on the same state and folds them in one batch. "WHO get|rooms|members|
 // messages|events|sync …" reads; "replay ROOM AFTER" is the hub's read; "rows TABLE" shows what is stored.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, f := range files {
-		t.Run(filepath.Base(f), func(t *testing.T) {
-			t.Parallel()
-			raw, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := script{newWorld(t)}
-			var out strings.Builder
-			for step := range strings.SplitSeq(strings.TrimSpace(string(raw)), "\n\n") {
-				input, _, _ := strings.Cut(step, "\n----")
-				out.WriteString(input)
-				if printed := strings.TrimSpace(s.step(input)); printed != "" {
-					out.WriteString("\n----\n" + printed)
-				}
-				out.WriteString("\n\n")
-			}
-			got := strings.TrimSpace(out.String()) + "\n"
-			if *rewrite {
-				if err := os.WriteFile(f, []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if d := cmp.Diff(string(raw), got); d != "" {
-				t.Errorf("(-file +now; -rewrite takes it over)\n%s", d)
-			}
-			if n := strings.Count(got, "\n"); n >= 80 {
-				t.Errorf("%d lines: one story in less than 80", n)
-			}
-		})
-	}
+	scripttest.Run(t, func(t *testing.T) scripttest.Story { return scripttest.Story{Step: script{newWorld(t)}.step} })
 }
 
 type script struct{ *world }
 
-func (s script) step(input string) string {
+func (s script) step(lines []string) string {
 	var out strings.Builder
-	lines := slices.DeleteFunc(strings.Split(input, "\n"), func(l string) bool { return strings.HasPrefix(l, "#") })
-	if len(lines) > 0 && lines[0] == "race" {
+	if lines[0] == "race" {
 		s.race(&out, lines[1:])
 		return out.String()
 	}
@@ -384,12 +344,5 @@ func TestDocs(t *testing.T) {
 		}
 		doc = slices.Concat(before, begin, []byte("\n"+Tables()[name]+"\n"), end, after)
 	}
-	if *rewrite {
-		if err := os.WriteFile(path, doc, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if d := cmp.Diff(string(raw), string(doc)); d != "" {
-		t.Errorf("docs/CHAT.md is not what the code says (-file +code; -rewrite takes it over)\n%s", d)
-	}
+	scripttest.Compare(t, path, string(raw), string(doc))
 }

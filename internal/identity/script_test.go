@@ -1,73 +1,27 @@
 package identity
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/scripttest"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
-
-// TestScripts runs testdata/*.txt. A script is a list of steps, each with what it prints below "----". A step is one or more
-// lines: commands (create APP KEY SECRET NAME…, add APP KEY SECRET, retire APP KEY, suspend APP REASON…, resume APP, configure APP NAME=VALUE…; "-" is
+// TestScripts runs testdata/*.txt (scripttest). A step is one or more lines: commands (create APP KEY SECRET NAME…, add APP KEY SECRET, retire APP KEY, suspend APP REASON…, resume APP, configure APP NAME=VALUE…; "-" is
 // an empty word), "as operator|user|app APP", "named USER" (an entry names a user), "known APP USER", "gate KIND APP", "apps",
 // "token KEY SECRET USER TTL", "call KEY SECRET [USER]", "wait TIME", "restore". A step that begins with "together" decides its
 // other lines on one snapshot and folds them in one batch.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, f := range files {
-		t.Run(filepath.Base(f), func(t *testing.T) {
-			t.Parallel()
-			runScript(t, f)
-		})
-	}
-}
-
-func runScript(t *testing.T, file string) {
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t)
-	var out strings.Builder
-	for step := range strings.SplitSeq(strings.TrimSpace(string(raw)), "\n\n") {
-		input, _, _ := strings.Cut(step, "\n----")
-		out.WriteString(input)
-		var lines []string
-		for line := range strings.SplitSeq(input, "\n") {
-			if !strings.HasPrefix(line, "#") {
-				lines = append(lines, line)
-			}
-		}
-		if len(lines) > 0 {
-			fmt.Fprintf(&out, "\n----\n%s", strings.Join(w.step(lines), "\n"))
-		}
-		out.WriteString("\n\n")
-	}
-	w.agree()
-	got := strings.TrimSpace(out.String()) + "\n"
-	if *rewrite {
-		if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if d := cmp.Diff(string(raw), got); d != "" {
-		t.Errorf("(-file +now; -rewrite takes it over)\n%s", d)
-	}
+	scripttest.Run(t, func(t *testing.T) scripttest.Story {
+		w := newWorld(t)
+		return scripttest.Story{Step: func(lines []string) string { return strings.Join(w.step(lines), "\n") }, End: w.agree}
+	})
 }
 
 func (w *world) step(lines []string) (out []string) {

@@ -1,74 +1,28 @@
 package job
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
+	"github.com/petrel-chat/petrel/internal/scripttest"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what the scripts print into them")
-
-// TestScripts runs testdata/*.txt. A script is a list of steps, each with what it prints below "----". A step is one or more lines:
+// TestScripts runs testdata/*.txt (scripttest). A step is one or more lines:
 // "as operator|user|app|system APP", "limits WAITING DEAD", "wait MILLISECONDS", "queue APP N TARGET [IN-MILLISECONDS]" (as the system),
 // "runner NODE" (it begins), "step NODE take APP TARGET N | report ID OUTCOME [IN-MILLISECONDS]…", "repeat APP ID…", "discard APP ID…"
 // ("?" before the ids: lenient), "show ID", "list APP STATE", "ledger APP". A step that begins with "together" decides its other lines on
 // one snapshot and folds them in one batch.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, f := range files {
-		t.Run(filepath.Base(f), func(t *testing.T) {
-			t.Parallel()
-			runScript(t, f)
-		})
-	}
-}
-
-func runScript(t *testing.T, file string) {
-	t.Helper()
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &script{world: newWorld(t), actor: operator, runners: map[string]uint64{}}
-	var out strings.Builder
-	for step := range strings.SplitSeq(strings.TrimSpace(string(raw)), "\n\n") {
-		input, _, _ := strings.Cut(step, "\n----")
-		out.WriteString(input)
-		var lines []string
-		for line := range strings.SplitSeq(input, "\n") {
-			if !strings.HasPrefix(line, "#") {
-				lines = append(lines, line)
-			}
-		}
-		if len(lines) > 0 {
-			fmt.Fprintf(&out, "\n----\n%s", strings.Join(s.step(lines), "\n"))
-		}
-		out.WriteString("\n\n")
-	}
-	s.agree()
-	got := strings.TrimSpace(out.String()) + "\n"
-	if *rewrite {
-		if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if d := cmp.Diff(string(raw), got); d != "" {
-		t.Errorf("(-file +now; -rewrite takes it over)\n%s", d)
-	}
+	scripttest.Run(t, func(t *testing.T) scripttest.Story {
+		s := &script{world: newWorld(t), actor: operator, runners: map[string]uint64{}}
+		return scripttest.Story{Step: func(lines []string) string { return strings.Join(s.step(lines), "\n") }, End: s.agree}
+	})
 }
 
 // script is a world with what its lines have set.
