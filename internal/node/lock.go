@@ -7,8 +7,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 )
+
+// errTaken is what openAlone returns when another process has the file.
+var errTaken = errors.New("another process has it")
 
 // Owner is what the process that holds a data folder says about itself in DATA/lock.
 // Command line tools read it to find the running node.
@@ -43,17 +45,13 @@ func lockFolder(dir string) (*folderLock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock of the data folder: %w", err)
+	f, err := openAlone(filepath.Join(dir, "lock"))
+	if errors.Is(err, errTaken) {
+		owner, _ := ReadOwner(dir)
+		return nil, &LockedError{Dir: dir, Owner: owner}
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		owner, _ := readOwner(f)
-		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, &LockedError{Dir: dir, Owner: owner}
-		}
-		return nil, fmt.Errorf("lock the data folder %s (does its file system support flock?): %w", dir, err)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data folder %s: %w", dir, err)
 	}
 	l := &folderLock{file: f}
 	// A full disk must not keep a node from starting: reads still work. The owner's note is a courtesy.

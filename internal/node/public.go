@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/api"
@@ -97,16 +96,6 @@ func socketLimits(wanted, files int) (sockets, conns int) {
 		sockets = min(sockets, max(files-reservedFiles, 64))
 	}
 	return sockets, min(wanted, sockets)
-}
-
-// openFilesLimit is how many files the process may have open, 0 when that is not known. The runtime has
-// already raised the soft limit to the hard one.
-func openFilesLimit() int {
-	var r syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil || r.Cur > 1<<30 {
-		return 0
-	}
-	return int(r.Cur) //nolint:gosec // bounded above
 }
 
 // authenticator fits identity's directory to the gateway.
