@@ -209,7 +209,7 @@ func Register(o Options) *API {
 	}
 	s.registerHTTP()
 	o.Gateway.Handle("GET /v1/connect", gateway.Route{Access: gateway.Late, LongLife: true, Loop: true}, http.HandlerFunc(s.connect))
-	o.Gateway.Handle("GET /v1/events", gateway.Route{Access: gateway.Stream, LongLife: true}, http.HandlerFunc(s.events))
+	o.Gateway.Handle("GET /v1/events", gateway.Route{Access: gateway.Stream, LongLife: true, Away: true}, http.HandlerFunc(s.events))
 	return &API{s}
 }
 

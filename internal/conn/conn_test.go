@@ -1,12 +1,14 @@
 package conn
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -376,56 +378,111 @@ func TestHandlerPanicCostsOneConnection(t *testing.T) {
 
 func TestSSE(t *testing.T) {
 	t.Parallel()
-	tab := NewTable(Options{})
-	rec := newRecorder()
-	rec.onOpen = func(c *Conn) {
-		for i := range 3 {
-			_ = c.Send(SSEChunk(fmt.Sprint(i), "", []byte("{}")))
-		}
-		c.Close(CloseReconnect, "later")
+	for name, start := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder()
+			rec.onOpen = func(c *Conn) {
+				for i := range 3 {
+					_ = c.Send(SSEChunk(fmt.Sprint(i), "", []byte("{}")))
+				}
+				c.Close(CloseReconnect, "later")
+			}
+			resp := get(t.Context(), t, start(t, NewTable(Options{}), Config{}, func() Handler { return rec }))
+			var b bytes.Buffer
+			if _, err := b.ReadFrom(resp.Body); err != nil {
+				t.Fatal(err)
+			}
+			want := "id: 0\ndata: {}\n\nid: 1\ndata: {}\n\nid: 2\ndata: {}\n\nevent: close\ndata: {\"code\":4200,\"reason\":\"later\"}\n\n"
+			if diff := cmp.Diff(want, b.String()); diff != "" {
+				t.Fatal(diff)
+			}
+			h := resp.Header
+			if h.Get("Content-Type") != "text/event-stream" || h.Get("Cache-Control") != "no-store" || h.Get("X-Of-The-Door") != "kept" || h.Get("Date") == "" {
+				t.Fatal(h)
+			}
+			if got := rec.code(t.Context(), t); got != CloseReconnect {
+				t.Fatal(got.format())
+			}
+		})
 	}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tab.ServeSSE(w, r, Config{}, rec) }))
-	defer srv.Close()
-	resp, err := srv.Client().Get(srv.URL)
-	if err != nil {
-		t.Fatal(err)
+}
+
+// TestSSESaysNothing: whatever a client sends behind its request is not heard, and its end is noticed.
+func TestSSESaysNothing(t *testing.T) {
+	t.Parallel()
+	for name, start := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder()
+			conns := make(chan *Conn, 1)
+			rec.onOpen = func(c *Conn) { conns <- c }
+			nc, err := net.Dial("tcp", start(t, NewTable(Options{}), Config{}, func() Handler { return rec }))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			if _, err := io.WriteString(nc, "GET /events HTTP/1.1\r\nHost: x\r\n\r\nGET /events HTTP/1.1\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			c := <-conns
+			resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatal(resp, err)
+			}
+			for i := range 200 {
+				p := []byte(strings.Repeat(fmt.Sprint(i), 1000))
+				if err := c.Send(SSEChunk("", "", p)); err != nil {
+					t.Fatal(err)
+				}
+				b := make([]byte, len(SSEChunk("", "", p)))
+				if _, err := io.ReadFull(resp.Body, b); err != nil || !bytes.Equal(b, SSEChunk("", "", p)) {
+					t.Fatalf("%.50q %v", b, err)
+				}
+			}
+			if n := c.Stats().MessagesReceived; n != 0 {
+				t.Errorf("%d messages were heard", n)
+			}
+			if err := nc.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got := rec.code(t.Context(), t); got != CloseAbnormal {
+				t.Fatal(got.format())
+			}
+		})
 	}
-	defer resp.Body.Close()
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	want := "id: 0\ndata: {}\n\nid: 1\ndata: {}\n\nid: 2\ndata: {}\n\nevent: close\ndata: {\"code\":4200,\"reason\":\"later\"}\n\n"
-	if diff := cmp.Diff(want, b.String()); diff != "" {
-		t.Fatal(diff)
-	}
-	if got := resp.Header.Get("Content-Type"); got != "text/event-stream" {
-		t.Fatal(got)
-	}
-	if got := rec.code(t.Context(), t); got != CloseReconnect {
-		t.Fatal(got.format())
-	}
-	tab.Stop()
 }
 
 func TestSSEClientGoesAway(t *testing.T) {
 	t.Parallel()
-	tab := NewTable(Options{})
-	rec := newRecorder()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tab.ServeSSE(w, r, Config{}, rec) }))
-	defer srv.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
-	resp, err := srv.Client().Do(req)
+	for name, start := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder()
+			ctx, cancel := context.WithCancel(t.Context())
+			resp := get(ctx, t, start(t, NewTable(Options{}), Config{}, func() Handler { return rec }))
+			cancel()
+			resp.Body.Close()
+			if got := rec.code(t.Context(), t); got != CloseAbnormal {
+				t.Fatal(got.format())
+			}
+		})
+	}
+}
+
+// get asks an engine for a stream of events.
+func get(ctx context.Context, t *testing.T, addr string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/events", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cancel()
-	resp.Body.Close()
-	if got := rec.code(t.Context(), t); got != CloseAbnormal {
-		t.Fatal(got.format())
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		t.Fatal(err)
 	}
-	tab.Stop()
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
 }
 
 func TestOpenAfterStop(t *testing.T) {

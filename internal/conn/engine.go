@@ -306,27 +306,31 @@ func (s *events) goodbye(code CloseCode, reason string) []byte { return sseClose
 func (s *events) resume()                                      {}
 func (s *events) cut()                                         { s.once() }
 
-// ServeSSE answers r with an event stream and returns when it has ended. Nothing is ever heard from such a connection:
+// ServeSSE answers r with an event stream. It returns when that has ended, on a loop when r can be let go. Nothing is ever heard from such a connection:
 // h gets no OnMessage, and no silence is held against it.
 func (t *Table) ServeSSE(w http.ResponseWriter, r *http.Request, cfg Config, h Handler) {
+	cfg.Heartbeat.Grace = 0
+	if cfg.Ping == nil {
+		cfg.Ping = []byte(": ping\n\n")
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold the events back
+	if l := loopOf(w); l != nil {
+		l.upgrade(WireSSE, cfg, h)
+		return
+	}
 	ctl := http.NewResponseController(w)
 	s := &events{end: make(chan struct{})}
 	s.once = sync.OnceFunc(func() {
 		close(s.end)
 		_ = ctl.SetWriteDeadline(time.Unix(1, 0)) // frees a write that is stuck; no writer supports less than net/http's own
 	})
-	cfg.Heartbeat.Grace = 0
-	if cfg.Ping == nil {
-		cfg.Ping = []byte(": ping\n\n")
-	}
 	c := t.newConn(WireSSE, s, cfg, h)
 	s.w, s.flush = w, ctl.Flush
 	s.run = func() { s.drainQueue(c) }
 	_ = ctl.SetWriteDeadline(time.Time{}) // the sweeper watches instead of a deadline for the whole answer
 	_ = ctl.SetReadDeadline(time.Time{})
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold the events back
 	w.WriteHeader(http.StatusOK)
 	_ = ctl.Flush()
 	if !t.add(c) {

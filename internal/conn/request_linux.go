@@ -228,13 +228,20 @@ func (l *loop) call(w *reply, req *http.Request) {
 func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 	l := r.l
 	h := w.handler
-	c := l.s.t.newConn(WireWebSocket, s, w.cfg, h)
+	c := l.s.t.newConn(w.wire, s, w.cfg, h)
 	if !l.s.t.add(c) { // it has ended
 		l.end(s)
 		return
 	}
 	s.conn, s.held, s.peer = c, nil, ""
-	_ = c.Send(handshake(req.Header.Get("Sec-WebSocket-Key"), c.deflate)) // leaves with what OnOpen says, and counts as a frame
+	var first []byte
+	if w.wire == WireWebSocket {
+		first = handshake(req.Header.Get("Sec-WebSocket-Key"), c.deflate)
+	} else { // an answer that ends with the socket: frames go out as they are, the same bytes to everybody
+		s.deaf = true // nothing is ever heard on it, but its end
+		first = append(w.head(nil, r.now(), true), "\r\n"...)
+	}
+	_ = c.Send(first) // leaves with what OnOpen says, and counts as a frame
 	l.s.t.guarded(c, func() { h.OnOpen(c) })
 	l.feed(s, rest)
 	if s.reread {
@@ -313,6 +320,7 @@ type reply struct {
 	body    []byte
 	loop    bool // runs on a loop
 	repeat  bool // Again was called
+	wire    Wire
 	cfg     Config
 	handler Handler // not nil: the socket becomes a connection
 }
@@ -354,10 +362,20 @@ func (w *reply) again() bool {
 	return w.loop
 }
 
-func (w *reply) upgrade(cfg Config, h Handler) { w.cfg, w.handler = cfg, h }
+func (w *reply) upgrade(wire Wire, cfg Config, h Handler) { w.wire, w.cfg, w.handler = wire, cfg, h }
 
 // append writes the answer as HTTP/1.1.
 func (w *reply) append(b, date []byte, last bool) []byte {
+	b = w.head(b, date, last)
+	if w.status != http.StatusNoContent && w.status != http.StatusNotModified {
+		b = append(b, "Content-Length: "...)
+		b = append(strconv.AppendInt(b, int64(len(w.body)), 10), "\r\n"...)
+	}
+	return append(append(b, "\r\n"...), w.body...)
+}
+
+// head writes the answer's head, but for its length and the empty line.
+func (w *reply) head(b, date []byte, last bool) []byte {
 	status := w.status
 	if status == 0 {
 		status = http.StatusOK
@@ -378,11 +396,7 @@ func (w *reply) append(b, date []byte, last bool) []byte {
 	if last {
 		b = append(b, "Connection: close\r\n"...)
 	}
-	if status != http.StatusNoContent && status != http.StatusNotModified {
-		b = append(b, "Content-Length: "...)
-		b = append(strconv.AppendInt(b, int64(len(w.body)), 10), "\r\n"...)
-	}
-	return append(append(b, "\r\n"...), w.body...)
+	return b
 }
 
 // clean keeps a header's value on its line.

@@ -24,7 +24,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
-// engine is one of the ways in which connections are served, as a server for tests: a WebSocket per handler at /ws.
+// engine is one of the ways in which connections are served, as a server for tests: a connection per handler, a WebSocket at /ws, a stream of events at /events.
 type engine func(t testing.TB, tab *Table, cfg Config, handler func() Handler) (addr string)
 
 // engines are all there are on this system.
@@ -41,9 +41,14 @@ func engines() map[string]engine {
 	return all
 }
 
-// accept answers handshakes.
+// accept opens connections.
 func accept(t testing.TB, tab *Table, cfg Config, handler func() Handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			w.Header().Set("X-Of-The-Door", "kept")
+			tab.ServeSSE(w, r, cfg, handler())
+			return
+		}
 		switch err := CheckUpgrade(r); {
 		case petrel.CodeOf(err) == petrel.CodeUpgradeRequired:
 			http.Error(w, err.Error(), http.StatusUpgradeRequired)

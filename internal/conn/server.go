@@ -73,7 +73,7 @@ func (o *ServerOptions) defaults() {
 // looped is what the ResponseWriter of a loop implements besides.
 type looped interface {
 	again() bool // true: on a loop, which calls the handler again where it may wait
-	upgrade(cfg Config, h Handler)
+	upgrade(wire Wire, cfg Config, h Handler)
 }
 
 // loopOf finds a loop's own ResponseWriter below wrappers, nil when the request is not answered on a loop.
@@ -102,7 +102,7 @@ func Again(w http.ResponseWriter) bool {
 func (t *Table) Open(w http.ResponseWriter, r *http.Request, cfg Config, h Handler) error {
 	cfg.deflate = t.opt.Deflate && offersDeflate(r.Header)
 	if l := loopOf(w); l != nil {
-		l.upgrade(cfg, h)
+		l.upgrade(WireWebSocket, cfg, h)
 		return nil
 	}
 	nc, early, err := upgrade(w, r, cfg.deflate)

@@ -40,9 +40,11 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 	s := &looping{tab: tab}
 	o := ServerOptions{
 		Loops: 2,
-		Hot:   func(_, path string) bool { return path == "/ws" || strings.HasPrefix(path, "/hot") },
+		Hot: func(_, path string) bool {
+			return path == "/ws" || path == "/events" || strings.HasPrefix(path, "/hot")
+		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path != "/ws" {
+			if strings.HasPrefix(r.URL.Path, "/hot") {
 				hot(w, r)
 				return
 			}

@@ -19,7 +19,7 @@ type sock struct {
 	slot       int32
 	generation int32
 	flood      flood
-	deaf       bool // the peer broke the protocol or said goodbye: read on only to see the end
+	deaf       bool // the peer broke the protocol or said goodbye, or is never heard: read on only to see the end
 	between    bool // no byte of a next request has come
 	away       bool // a handler works on its request elsewhere
 	closing    bool // ends when everything is written
@@ -68,7 +68,12 @@ func (s *sock) resume() {
 }
 
 // goodbye implements stream.
-func (s *sock) goodbye(code CloseCode, reason string) []byte { return closeFrame(code, reason) }
+func (s *sock) goodbye(code CloseCode, reason string) []byte {
+	if s.conn.wire == WireSSE {
+		return sseClose(code, reason)
+	}
+	return closeFrame(code, reason)
+}
 
 // read takes what has come.
 func (l *loop) read(s *sock) {

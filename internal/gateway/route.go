@@ -17,6 +17,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
@@ -44,6 +45,7 @@ type Route struct {
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
 	LongLife bool  // no deadline: a stream
 	Loop     bool  // the handler waits for nothing, or calls conn.Again before: it is answered on a loop of connections
+	Away     bool  // the handler waits before it answers or opens a stream: likewise, after it has run in a goroutine for so long
 	Repeats  bool  // the handler reads the query itself: parameters may come several times
 	Leaving  bool  // goes on while the node leaves: the handler sees to it that nothing new begins (Admit refuses it)
 }
@@ -51,7 +53,7 @@ type Route struct {
 // Handle registers a handler for a pattern of net/http ("GET /v1/rooms/{room}"). Call it before Serve.
 func (g *Gateway) Handle(pattern string, route Route, h http.Handler) {
 	g.routes[pattern] = route
-	if route.Loop {
+	if route.Loop || route.Away {
 		g.hot = append(g.hot, newShape(pattern))
 	}
 	g.mux.Handle(pattern, h)
@@ -110,6 +112,10 @@ func CredentialOf(ctx context.Context) Credential {
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	handler, pattern := g.find(r)
+	if g.routes[pattern].Away && conn.Again(rw) {
+		return
+	}
 	start := g.opt.Now()
 	w := &writer{ResponseWriter: rw}
 	req := &request{id: requestID(r), ip: g.clientIP(r)}
@@ -118,7 +124,6 @@ func (g *Gateway) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
-	handler, pattern := g.find(r)
 	g.opt.Logger.LogAttrs(r.Context(), slog.LevelDebug, "request at the door", slog.String("request", string(req.id)), slog.String("route", pattern))
 	defer func() {
 		if v := recover(); v != nil {

@@ -111,7 +111,7 @@ func (g *Gateway) open(w http.ResponseWriter, r *http.Request, cfg conn.Config, 
 	return err == nil
 }
 
-// OpenEvents makes a stream of server-sent events of the request, and returns when it has ended.
+// OpenEvents makes a stream of server-sent events of the request, and returns when it has ended, or a loop has it.
 func (g *Gateway) OpenEvents(w http.ResponseWriter, r *http.Request, make func(*Place) (conn.Config, conn.Handler)) error {
 	place, err := g.Admit(CredentialOf(r.Context()).Actor.App)
 	if err != nil {
