@@ -43,11 +43,11 @@ func BenchmarkFoldPost(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			raw, err := event.Encode(p.entry)
+			raw, err := event.Encode(p.Entry)
 			if err != nil {
 				b.Fatal(err)
 			}
-			recs = append(recs, petrel.Record{Index: uint64(len(w.recs) + 1 + len(recs)), Hash: sha256.Sum256(raw), Payload: raw})
+			recs = append(recs, petrel.Record{Index: uint64(len(w.Records) + 1 + len(recs)), Hash: sha256.Sum256(raw), Payload: raw})
 			n++
 		}
 	}
@@ -58,11 +58,11 @@ func BenchmarkFoldPost(b *testing.B) {
 		fill()
 		w.pubs = w.pubs[:0]
 		b.StartTimer()
-		if err := w.loop.Apply(b.Context(), recs, uint64(len(w.recs)+batch)); err != nil {
+		if err := w.Loop.Apply(b.Context(), recs, uint64(len(w.Records)+batch)); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		w.recs = append(w.recs, recs...)
+		w.Records = append(w.Records, recs...)
 		total += batch
 		if len(w.pubs) != batch {
 			b.Fatalf("%d publications of %d posts", len(w.pubs), batch)
@@ -78,7 +78,7 @@ func BenchmarkFoldBarePost(b *testing.B) {
 	w := hall(b, 20, 20)
 	n := 0
 	for b.Loop() {
-		err := w.store.Update(b.Context(), func(tx *projection.Tx) error {
+		err := w.Store.Update(b.Context(), func(tx *projection.Tx) error {
 			for range 1000 {
 				n++
 				u := petrel.UserID(fmt.Sprint("user-", n%20))
@@ -104,10 +104,10 @@ func BenchmarkGuards(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := p.entry.Stamp(1)
-	err = w.store.Update(b.Context(), func(tx *projection.Tx) error {
+	s := p.Entry.Stamp(1)
+	err = w.Store.Update(b.Context(), func(tx *projection.Tx) error {
 		for b.Loop() {
-			for _, g := range p.d.Guards {
+			for _, g := range p.Decision.Guards {
 				if _, err := Version(&tx.Reader, s, g); err != nil {
 					return err
 				}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -37,7 +38,7 @@ var statements = map[string]string{
 func TestNoFullScans(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	err := w.store.View(t.Context(), func(r *projection.Reader) error {
+	err := w.Store.View(t.Context(), func(r *projection.Reader) error {
 		for name, sql := range statements {
 			if full, plan := projection.ExplainFullScan(r, sql); full || strings.Contains(plan, "TEMP B-TREE") {
 				t.Errorf("%s:\n%s", name, plan)
@@ -81,7 +82,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 	w.must(ada, "", room(event.RoomOpen, "other"))
 	w.must(ada, "", room(event.RoomOpen, "big"))
 	w.must(ada, "m1", post("big", "first"))
-	var plans []planned
+	var plans []applytest.Planned
 	for i := range 3000 {
 		u := fmt.Sprint("u", i)
 		p, err := w.plan(user(u), "", PutMember{Room: "big", User: petrel.UserID(u)})
@@ -90,7 +91,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 		}
 		plans = append(plans, p)
 	}
-	w.append(plans...)
+	w.Fold(plans...)
 	w.must(ada, "m2", post("big", "last"))
 	reads := map[string]func(r *projection.Reader) error{
 		"newest": func(r *projection.Reader) error { _, err := ListMessages(r, ada, "big", MessagesQuery{}); return err },
@@ -112,7 +113,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 		},
 	}
 	for name, fn := range reads {
-		if err := w.store.ViewBudget(t.Context(), projection.Budget{Steps: 40}, fn); err != nil {
+		if err := w.Store.ViewBudget(t.Context(), projection.Budget{Steps: 40}, fn); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -203,7 +204,7 @@ func TestSyncIsBounded(t *testing.T) {
 	ada := user("ada")
 	for _, id := range []string{"a", "b", "c"} {
 		w.must(ada, "", room(event.RoomOpen, id))
-		var plans []planned
+		var plans []applytest.Planned
 		for i := range 450 {
 			p, err := w.plan(ada, petrel.CommandID(fmt.Sprint(id, i)), post(id, "x"))
 			if err != nil {
@@ -211,7 +212,7 @@ func TestSyncIsBounded(t *testing.T) {
 			}
 			plans = append(plans, p)
 		}
-		w.append(plans...)
+		w.Fold(plans...)
 	}
 	got := mustView(w, func(r *projection.Reader) (map[petrel.RoomID]SyncRoom, error) {
 		return Sync(r, ada, map[petrel.RoomID]uint64{"a": 0, "b": 0, "c": 0}, MaxPage)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -42,7 +43,7 @@ func (s script) step(lines []string) string {
 		case w[0] == "rows":
 			out.WriteString(s.rows(w[1]))
 		case w[0] == "replay":
-			out.WriteString(s.replay(petrel.RoomID(w[1]), number(s.t, w[2])))
+			out.WriteString(s.replay(petrel.RoomID(w[1]), number(s.T, w[2])))
 		case slices.Contains([]string{"get", "rooms", "members", "messages", "events", "sync"}, w[1]):
 			out.WriteString(s.read(w))
 		default:
@@ -55,19 +56,19 @@ func (s script) step(lines []string) string {
 }
 
 func (s script) race(out *strings.Builder, lines []string) {
-	var plans []planned
+	var plans []applytest.Planned
 	for _, l := range lines {
 		actor, id, cmd := s.parse(l)
 		p, err := s.plan(actor, id, cmd)
 		if err != nil {
-			s.t.Fatal(l, err)
+			s.T.Fatal(l, err)
 		}
 		plans = append(plans, p)
 	}
-	for i, o := range s.append(plans...) {
+	for i, o := range s.Fold(plans...) {
 		p := plans[i]
 		if !o.Conflicted {
-			s.report(out, result{p.d.Answer(p.entry.Stamp(o.Index), o.Seqs), false, true, o.Seqs, p.d.Events}, nil)
+			s.report(out, result{p.Decision.Answer(p.Entry.Stamp(o.Index), o.Seqs), false, true, o.Seqs, p.Decision.Events}, nil)
 			continue
 		}
 		out.WriteString("conflicted; again: ")
@@ -143,7 +144,7 @@ func (s script) parse(line string) (petrel.Actor, petrel.CommandID, command) {
 	}
 	if fields != "" {
 		if err := json.Unmarshal([]byte("{"+fields), &f); err != nil {
-			s.t.Fatalf("%s: %v", fields, err)
+			s.T.Fatalf("%s: %v", fields, err)
 		}
 	}
 	w := strings.Fields(line)
@@ -160,7 +161,7 @@ func (s script) verb(verb string, room petrel.RoomID, rest []string, name, text 
 	role := func(i int) (r event.Role) {
 		if len(rest) > i {
 			if err := r.UnmarshalText([]byte(rest[i])); err != nil {
-				s.t.Fatal(err)
+				s.T.Fatal(err)
 			}
 		}
 		return r
@@ -172,7 +173,7 @@ func (s script) verb(verb string, room petrel.RoomID, rest []string, name, text 
 			c.Name = *name
 		}
 		if err := c.Kind.UnmarshalText([]byte(rest[0])); err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		for _, u := range rest[1:] {
 			c.Members = append(c.Members, Member{User: petrel.UserID(u)})
@@ -196,7 +197,7 @@ func (s script) verb(verb string, room petrel.RoomID, rest []string, name, text 
 	case "erase":
 		return DeleteMessage{Room: room, ID: petrel.MessageID(rest[0])}
 	}
-	s.t.Fatalf("no verb %q", verb)
+	s.T.Fatalf("no verb %q", verb)
 	return nil
 }
 
@@ -209,7 +210,7 @@ func (s script) read(w []string) string {
 				opt[k] = v
 			}
 		}
-		n := func(k string) uint64 { return number(s.t, opt[k]) }
+		n := func(k string) uint64 { return number(s.T, opt[k]) }
 		switch w[1] {
 		case "rooms":
 			return ListRooms(r, actor, RoomsQuery{After: petrel.RoomID(opt["after"]), Limit: int(n("limit")), Open: opt["open"] != ""})
@@ -282,7 +283,7 @@ func pretty(v any) string {
 
 func (s script) replay(room petrel.RoomID, after uint64) string {
 	var b strings.Builder
-	err := s.store.View(s.t.Context(), func(r *projection.Reader) error {
+	err := s.Store.View(s.T.Context(), func(r *projection.Reader) error {
 		pubs, head, err := Replay(r, "1", room, after, 0)
 		for _, p := range pubs {
 			fmt.Fprintf(&b, "%d %s %s\n", p.Seq, p.Type, p.Data)
@@ -310,9 +311,9 @@ func (s script) rows(table string) string {
 		"rooms": `SELECT concat_ws(' ', key, id, 'kind=' || kind, 'version=' || version, 'direct=' || direct, iif(deleted_at, 'deleted', NULL)) FROM chat_room ORDER BY key`,
 	}[table]
 	if sql == "" {
-		s.t.Fatalf("no table %q", table)
+		s.T.Fatalf("no table %q", table)
 	}
-	return s.dump(sql)
+	return s.Dump(sql)
 }
 
 func number(t testing.TB, s string) uint64 {

@@ -66,7 +66,7 @@ func TestOnChange(t *testing.T) {
 	w.must(AddKey{App: "1", Pair: pair("k2")})
 	w.must(SuspendApp{App: "1"})
 	w.actor.App = "1"
-	w.append(w.entry(nil, event.UserCreated{User: "ada"}))
+	w.Append(w.entry(nil, event.UserCreated{User: "ada"}))
 	w.must(ResumeApp{App: "1"})
 	w.must(RetireKey{App: "1", Key: "k1"})
 	w.restore()
@@ -83,7 +83,7 @@ func TestAFailedLoadKeepsWhatWas(t *testing.T) {
 	w.must(CreateApp{App: "1", Pair: pair("k1")})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := w.dir.Load(ctx, w.store); err == nil {
+	if err := w.dir.Load(ctx, w.Store); err == nil {
 		t.Fatal("loaded within a context that was over")
 	}
 	if err := w.dir.Load(t.Context(), broken{}); !errors.Is(err, petrel.ErrStopped) {
@@ -105,8 +105,8 @@ func TestLoadBesideTheLoop(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.dir = NewDirectory(DirectoryOptions{})
-	w.loop = w.newLoop(w.store, w.dir.Publish)
-	if err := w.dir.Load(t.Context(), w.store); err != nil { // the ones below may all come after the last command
+	w.Shard = openShard(t, w.dir.Publish)
+	if err := w.dir.Load(t.Context(), w.Store); err != nil { // the ones below may all come after the last command
 		t.Fatal(err)
 	}
 	stop := make(chan struct{})
@@ -114,7 +114,7 @@ func TestLoadBesideTheLoop(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for ; ; sleepless(stop) {
-				if err := w.dir.Load(t.Context(), w.store); err != nil {
+				if err := w.dir.Load(t.Context(), w.Store); err != nil {
 					t.Error(err)
 				}
 				select {
@@ -176,16 +176,17 @@ func TestReplay(t *testing.T) {
 	w.must(AddKey{App: "1", Pair: pair("k3")})
 	w.must(RetireKey{App: "1", Key: "k1"})
 	again := *w
-	again.store, again.dir = openStore(t), NewDirectory(DirectoryOptions{Now: func() time.Time { return w.now }})
+	again.dir = NewDirectory(DirectoryOptions{Now: func() time.Time { return w.now }})
+	again.Shard = openShard(t, again.dir.Publish)
 	again.load()
-	again.loop = again.newLoop(again.store, again.dir.Publish)
-	for i := range w.recs { // one call each: the log may be cut anywhere
-		if err := again.loop.Apply(t.Context(), w.recs[i:i+1], uint64(i+1)); err != nil {
+	for i := range w.Records { // one call each: the log may be cut anywhere
+		if err := again.Loop.Apply(t.Context(), w.Records[i:i+1], uint64(i+1)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	again.Records = w.Records
 	again.agree()
-	if a, b := w.loop.Applied(), again.loop.Applied(); a != b {
+	if a, b := w.Loop.Applied(), again.Loop.Applied(); a != b {
 		t.Errorf("%+v, %+v", a, b)
 	}
 }

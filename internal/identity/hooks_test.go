@@ -15,24 +15,24 @@ import (
 
 // hook decides a command about a webhook and folds what came of it.
 func (w *world) hook(cmd command) (h Hook, repeated bool, err error) {
-	w.t.Helper()
+	w.T.Helper()
 	p, err := w.plan(cmd)
 	if err != nil {
 		return Hook{}, false, err
 	}
-	if len(p.d.Events) > 0 {
-		if o := w.append(p.entry)[0]; o.Conflicted {
-			w.t.Fatalf("%s: %+v", cmd.CommandKind(), o)
+	if len(p.Decision.Events) > 0 {
+		if o := w.Append(p.Entry)[0]; o.Conflicted {
+			w.T.Fatalf("%s: %+v", cmd.CommandKind(), o)
 		}
 	}
-	return p.d.Answer(p.entry.Stamp(uint64(len(w.recs))), nil).(Hook), p.d.Repeated, nil
+	return p.Decision.Answer(p.Entry.Stamp(uint64(len(w.Records))), nil).(Hook), p.Decision.Repeated, nil
 }
 
 func (w *world) mustHook(cmd command) Hook {
-	w.t.Helper()
+	w.T.Helper()
 	h, _, err := w.hook(cmd)
 	if err != nil {
-		w.t.Fatalf("%s: %v", cmd.CommandKind(), err)
+		w.T.Fatalf("%s: %v", cmd.CommandKind(), err)
 	}
 	return h
 }
@@ -170,7 +170,7 @@ func TestHookFields(t *testing.T) {
 		return SetHook{h}
 	}
 	addr := func(s string) command { return set(func(h *Hook) { h.URL = s }) }
-	n := len(w.recs)
+	n := len(w.Records)
 	for _, c := range []struct {
 		cmd  command
 		want petrel.Code
@@ -211,7 +211,7 @@ func TestHookFields(t *testing.T) {
 			t.Errorf("%+v: %v, want %s", c.cmd, err, c.want)
 		}
 	}
-	if len(w.recs) != n {
+	if len(w.Records) != n {
 		t.Error("a refusal changed something")
 	}
 	for _, s := range []string{"http://127.0.0.1:8080/", "https://[2001:db8::1]:8443/x?y=z&a=%20", "https://shop.example", "HTTPS://SHOP.EXAMPLE/"} {
@@ -235,9 +235,9 @@ func TestHookLimit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		entries = append(entries, p.entry)
+		entries = append(entries, p.Entry)
 	}
-	if o := w.append(entries...); o[0].Conflicted || !o[1].Conflicted {
+	if o := w.Append(entries...); o[0].Conflicted || !o[1].Conflicted {
 		t.Errorf("two at once: %+v", o)
 	}
 	if _, _, err := w.hook(SetHook{goodHook("y")}); petrel.CodeOf(err) != petrel.CodeLimitReached {
@@ -292,15 +292,15 @@ func TestAppBeginsWithAHook(t *testing.T) {
 	bad := goodHook("first")
 	bad.URL = "ftp://shop.example/"
 	for _, h := range []Hook{bad, {ID: "first", URL: "https://shop.example/", Events: []string{"nothing"}}, {ID: "a b", URL: "https://shop.example/", Events: []string{"*"}}} {
-		if _, _, err := w.do(CreateApp{App: "1", Pair: pair("k1"), Hook: h}); err == nil || len(w.recs) != 0 {
-			t.Errorf("%+v: %v, %d entries", h, err, len(w.recs))
+		if _, _, err := w.do(CreateApp{App: "1", Pair: pair("k1"), Hook: h}); err == nil || len(w.Records) != 0 {
+			t.Errorf("%+v: %v, %d entries", h, err, len(w.Records))
 		}
 	}
 	h := goodHook("first")
 	h.App = ""
 	w.must(CreateApp{App: "1", Pair: pair("k1"), Settings: "max_batch=20", Hook: h})
-	if len(w.recs) != 1 {
-		t.Errorf("%d entries, want 1", len(w.recs))
+	if len(w.Records) != 1 {
+		t.Errorf("%d entries, want 1", len(w.Records))
 	}
 	want := goodHook("first")
 	want.Made = 1

@@ -124,7 +124,7 @@ func TestFields(t *testing.T) {
 			t.Errorf("%s %+v: %v, want %s", c.cmd.CommandKind(), c.cmd, err, c.want)
 		}
 	}
-	if len(w.recs) != 0 {
+	if len(w.Records) != 0 {
 		t.Error("a refusal changed something")
 	}
 	longest := CreateApp{
@@ -186,7 +186,7 @@ func TestARetiredSecretIsInNoRow(t *testing.T) {
 	w.must(AddKey{App: "1", Pair: pair("k2")})
 	w.must(RetireKey{App: "1", Key: "k1"})
 	kept := map[string]string{}
-	err := w.store.View(t.Context(), func(r *projection.Reader) error {
+	err := w.Store.View(t.Context(), func(r *projection.Reader) error {
 		return r.Query(`SELECT key, secret FROM identity_key`, func(row *projection.Row) error {
 			kept[row.Text(0)] = row.Text(1)
 			return nil
@@ -204,8 +204,8 @@ func TestVersions(t *testing.T) {
 	w.must(AddKey{App: "1", Pair: pair("k2")})    // 2
 	w.must(RetireKey{App: "1", Key: "k1"})        // 3
 	w.actor = petrel.Actor{Kind: petrel.ActorUser, App: "1", User: "ada"}
-	w.append(w.entry(nil, event.UserCreated{User: "ada"})) // 4
-	w.append(w.entry(nil, event.UserCreated{User: "ada"}))
+	w.Append(w.entry(nil, event.UserCreated{User: "ada"})) // 4
+	w.Append(w.entry(nil, event.UserCreated{User: "ada"}))
 	for _, c := range []struct {
 		kind event.GuardKind
 		key  string
@@ -246,7 +246,7 @@ func TestFoldStopsOnWhatCannotBe(t *testing.T) {
 		event.RoomCreated{Room: "r"},
 	} {
 		w := newWorld(t)
-		err := w.store.Update(t.Context(), func(tx *projection.Tx) error {
+		err := w.Store.Update(t.Context(), func(tx *projection.Tx) error {
 			_, err := Fold(tx, event.Stamp{Index: 1, App: "404"}, ev)
 			return err
 		})

@@ -35,11 +35,11 @@ func (w *world) step(lines []string) (out []string) {
 	for _, line := range lines[1:] {
 		p, err := w.plan(w.command(words(line)))
 		if err != nil {
-			w.t.Fatalf("%s: %v", line, err)
+			w.T.Fatalf("%s: %v", line, err)
 		}
-		entries = append(entries, p.entry)
+		entries = append(entries, p.Entry)
 	}
-	for _, o := range w.append(entries...) {
+	for _, o := range w.Append(entries...) {
 		out = append(out, map[bool]string{true: "conflicted", false: "folded"}[o.Conflicted])
 	}
 	return out
@@ -88,15 +88,15 @@ func rest(f []string) string { return strings.TrimSpace(strings.Join(f, " ")) }
 
 func (w *world) line(f []string) string {
 	if cmd := w.command(f); cmd != nil {
-		n := len(w.recs)
+		n := len(w.Records)
 		app, repeated, err := w.do(cmd)
 		switch {
-		case err != nil && len(w.recs) != n:
-			w.t.Errorf("%v was refused but appended something", f)
+		case err != nil && len(w.Records) != n:
+			w.T.Errorf("%v was refused but appended something", f)
 		case err != nil:
 			return refusal(err)
-		case repeated && len(w.recs) != n:
-			w.t.Errorf("%v is a repeat but appended something", f)
+		case repeated && len(w.Records) != n:
+			w.T.Errorf("%v is a repeat but appended something", f)
 		case repeated:
 			return "repeated: " + show(app)
 		}
@@ -108,7 +108,7 @@ func (w *world) line(f []string) string {
 		w.actor.Kind = map[string]petrel.ActorKind{"operator": petrel.ActorOperator, "app": petrel.ActorApp, "user": petrel.ActorUser}[f[1]]
 		return f[1]
 	case "named":
-		w.append(w.entry(nil, event.UserCreated{User: petrel.UserID(f[1])}))
+		w.Append(w.entry(nil, event.UserCreated{User: petrel.UserID(f[1])}))
 		return "folded"
 	case "known":
 		known, err := view(w, func(r *projection.Reader) (bool, error) {
@@ -117,7 +117,7 @@ func (w *world) line(f []string) string {
 		return answer(fmt.Sprint(known), err)
 	case "gate":
 		kind := map[string]petrel.ActorKind{"operator": petrel.ActorOperator, "app": petrel.ActorApp, "user": petrel.ActorUser, "system": petrel.ActorSystem}[f[1]]
-		return answer("passes", w.store.View(w.t.Context(), func(r *projection.Reader) error {
+		return answer("passes", w.Store.View(w.T.Context(), func(r *projection.Reader) error {
 			return Gate(r, petrel.Actor{Kind: kind, App: petrel.AppID(f[2]), User: "ada"})
 		}))
 	case "apps":
@@ -130,7 +130,7 @@ func (w *world) line(f []string) string {
 	case "token":
 		ttl, err := time.ParseDuration(f[4])
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		token, _, err := MintToken(KeyPair{f[1], Secret(f[2])}, petrel.UserID(f[3]), w.now, ttl)
 		if err != nil {
@@ -144,7 +144,7 @@ func (w *world) line(f []string) string {
 	case "wait":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		w.now = w.now.Add(d)
 		return w.now.Format(time.TimeOnly)
@@ -152,7 +152,7 @@ func (w *world) line(f []string) string {
 		w.restore()
 		return "restored"
 	}
-	w.t.Fatalf("no such step: %v", f)
+	w.T.Fatalf("no such step: %v", f)
 	return ""
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -61,7 +62,7 @@ type history struct {
 
 // entry decides two commands on one state and folds both: the second may conflict.
 func (h *history) entry() {
-	var plans []planned
+	var plans []applytest.Planned
 	var cmds []command
 	for range rapid.IntRange(1, 2).Draw(h.rt, "at once") {
 		actor, cmd := h.draw()
@@ -75,15 +76,15 @@ func (h *history) entry() {
 			}
 			continue
 		}
-		if len(p.d.Events) > 0 {
+		if len(p.Decision.Events) > 0 {
 			plans, cmds = append(plans, p), append(cmds, cmd)
 		}
 	}
 	if len(plans) == 0 {
 		return
 	}
-	first := uint64(len(h.recs)) + 1
-	for i, o := range h.append(plans...) {
+	first := uint64(len(h.Records)) + 1
+	for i, o := range h.Fold(plans...) {
 		if !o.Conflicted {
 			h.apply(first+uint64(i), plans[i])
 		} else if i == 0 {
@@ -93,8 +94,8 @@ func (h *history) entry() {
 }
 
 // apply does to the model what the events say.
-func (h *history) apply(index uint64, p planned) {
-	for place, ev := range p.entry.Events {
+func (h *history) apply(index uint64, p applytest.Planned) {
+	for place, ev := range p.Entry.Events {
 		switch ev.(type) {
 		case event.JobsBegun, event.JobsReported, event.JobRunnerBegan:
 			h.runner = index
@@ -102,25 +103,25 @@ func (h *history) apply(index uint64, p planned) {
 		}
 		switch ev := ev.(type) {
 		case event.JobsQueued:
-			l := h.ledgers[p.entry.App]
+			l := h.ledgers[p.Entry.App]
 			for n, q := range ev.Jobs {
 				body := q.Data
 				if q.Body > 0 {
 					body = ev.Bodies[q.Body-1]
 				}
 				h.jobs[idOf(index, place, n)] = &modelJob{
-					app: p.entry.App, kind: q.Kind, target: q.Target, event: fmt.Sprintf("%s-%d", ev.Batch, n), state: Waiting, at: q.Due, body: string(body),
+					app: p.Entry.App, kind: q.Kind, target: q.Target, event: fmt.Sprintf("%s-%d", ev.Batch, n), state: Waiting, at: q.Due, body: string(body),
 				}
 				l.Accepted++
 				l.Waiting++
 			}
 		case event.JobsBegun:
 			for _, key := range ev.Jobs {
-				h.move(ID(key), Waiting, Running, p.entry.At, func(j *modelJob) { j.attempts++ })
+				h.move(ID(key), Waiting, Running, p.Entry.At, func(j *modelJob) { j.attempts++ })
 			}
 		case event.JobsReported:
 			for _, rep := range ev.Jobs {
-				h.report(rep, p.entry.At)
+				h.report(rep, p.Entry.At)
 			}
 		case event.JobsRepeated:
 			for _, key := range ev.Jobs {
@@ -281,11 +282,11 @@ func (h *history) finish() {
 		if err != nil {
 			h.rt.Fatal(err)
 		}
-		if len(p.d.Events) == 0 {
+		if len(p.Decision.Events) == 0 {
 			break
 		}
-		h.append(p)
-		h.apply(uint64(len(h.recs)), p)
+		h.Fold(p)
+		h.apply(uint64(len(h.Records)), p)
 	}
 	h.check()
 	for _, app := range h.apps {
@@ -303,7 +304,7 @@ func (h *history) finish() {
 			h.rt.Fatalf("left behind: %+v", l)
 		}
 	}
-	if rest := h.dump(`SELECT count(*) FROM job_body`); rest != "0\n" {
+	if rest := h.Dump(`SELECT count(*) FROM job_body`); rest != "0\n" {
 		h.rt.Fatalf("%s bodies are left behind", rest)
 	}
 }

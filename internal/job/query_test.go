@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -29,7 +30,7 @@ var statements = map[string]string{
 func TestNoFullScans(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	err := w.store.View(t.Context(), func(r *projection.Reader) error {
+	err := w.Store.View(t.Context(), func(r *projection.Reader) error {
 		for name, sql := range statements {
 			if full, plan := projection.ExplainFullScan(r, sql); full || strings.Contains(plan, "TEMP B-TREE") {
 				t.Errorf("%s:\n%s", name, plan)
@@ -69,7 +70,7 @@ func TestEveryStatementIsListed(t *testing.T) {
 func TestReadsCostWhatTheyReturn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	var plans []planned
+	var plans []applytest.Planned
 	for n := range 20 {
 		jobs := make([]New, 1000)
 		for i := range jobs {
@@ -81,7 +82,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 		}
 		plans = append(plans, p)
 	}
-	w.append(plans...)
+	w.Fold(plans...)
 	must[[]ID](w, of(petrel.ActorSystem, "small"), Enqueue{Jobs: []New{{Kind: "mail"}}})
 	runner := must[uint64](w, system, BeginRunner{Node: "n1"})
 	reads := map[string]func(r *projection.Reader) error{
@@ -104,7 +105,7 @@ func TestReadsCostWhatTheyReturn(t *testing.T) {
 		"running": func(r *projection.Reader) error { _, err := ListRunning(r, Job{}, 5); return err },
 	}
 	for name, fn := range reads {
-		if err := w.store.ViewBudget(t.Context(), projection.Budget{Steps: 50}, fn); err != nil {
+		if err := w.Store.ViewBudget(t.Context(), projection.Budget{Steps: 50}, fn); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -127,7 +128,7 @@ func TestAudit(t *testing.T) {
 			if off := mustView(w, audit); off != 0 {
 				t.Fatalf("%d off before", off)
 			}
-			if err := w.store.Update(t.Context(), func(tx *projection.Tx) error { _, err := tx.Exec(sql); return err }); err != nil {
+			if err := w.Store.Update(t.Context(), func(tx *projection.Tx) error { _, err := tx.Exec(sql); return err }); err != nil {
 				t.Fatal(err)
 			}
 			if off := mustView(w, audit); off == 0 {

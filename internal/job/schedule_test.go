@@ -6,12 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
 
 func (w *world) schedule(name petrel.ScheduleName) Schedule {
-	w.t.Helper()
+	w.T.Helper()
 	return mustView(w, func(r *projection.Reader) (Schedule, error) { return ScheduleByName(r, "100", name) })
 }
 
@@ -23,10 +24,10 @@ func fire(name petrel.ScheduleName) FireSchedule { return FireSchedule{App: "100
 
 // at sets the world's clock.
 func (w *world) at(s string) {
-	w.t.Helper()
+	w.T.Helper()
 	t, err := time.Parse(dayFirst, s)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	w.now = t.UnixMilli()
 }
@@ -53,8 +54,8 @@ func TestScheduleLife(t *testing.T) {
 	if f := must[Fired](w, system, fire("nightly")); f.Did {
 		t.Error("it was fired before it was due")
 	}
-	before := len(w.recs)
-	if again := must[Schedule](w, backend, c); again.Next != s.Next || len(w.recs) != before {
+	before := len(w.Records)
+	if again := must[Schedule](w, backend, c); again.Next != s.Next || len(w.Records) != before {
 		t.Error("the same again made an entry, or another answer")
 	}
 	w.at("2026-01-02 02:00")
@@ -112,7 +113,7 @@ func TestScheduleOnce(t *testing.T) {
 	backend := of(petrel.ActorApp, "100")
 	must[Schedule](w, backend, set("tick", "every 10s"))
 	w.now += 10_000
-	plans := []planned{}
+	plans := []applytest.Planned{}
 	for _, cmd := range []command{fire("tick"), fire("tick"), RemoveSchedule{App: "100", Name: "tick"}} {
 		actor := system
 		if _, ok := cmd.(RemoveSchedule); ok {
@@ -124,7 +125,7 @@ func TestScheduleOnce(t *testing.T) {
 		}
 		plans = append(plans, p)
 	}
-	if o := w.append(plans...); o[0].Conflicted || !o[1].Conflicted || !o[2].Conflicted {
+	if o := w.Fold(plans...); o[0].Conflicted || !o[1].Conflicted || !o[2].Conflicted {
 		t.Errorf("conflicted: %v %v %v", o[0].Conflicted, o[1].Conflicted, o[2].Conflicted)
 	}
 	if s := w.schedule("tick"); s.Fired != 1 {
@@ -137,7 +138,7 @@ func TestScheduleOnce(t *testing.T) {
 	if err != nil || err2 != nil {
 		t.Fatal(err, err2)
 	}
-	if o := w.append(a, b); o[0].Conflicted || !o[1].Conflicted {
+	if o := w.Fold(a, b); o[0].Conflicted || !o[1].Conflicted {
 		t.Errorf("of two that make the last one: conflicted %v %v", o[0].Conflicted, o[1].Conflicted)
 	}
 	if _, err := w.do(backend, set("four", "every 10s")); petrel.CodeOf(err) != petrel.CodeLimitReached {

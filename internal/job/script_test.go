@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/petrel-chat/petrel/internal/apply/applytest"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
@@ -40,16 +41,16 @@ func (s *script) step(lines []string) (out []string) {
 		}
 		return out
 	}
-	var plans []planned
+	var plans []applytest.Planned
 	for _, line := range lines[1:] {
 		actor, cmd := s.command(strings.Fields(line))
 		p, err := s.plan(actor, cmd)
 		if err != nil {
-			s.t.Fatalf("%s: %v", line, err)
+			s.T.Fatalf("%s: %v", line, err)
 		}
 		plans = append(plans, p)
 	}
-	for i, o := range s.append(plans...) {
+	for i, o := range s.Fold(plans...) {
 		if f := strings.Fields(lines[i+1]); f[0] == "step" && !o.Conflicted {
 			s.runners[f[1]] = o.Index
 		}
@@ -67,7 +68,7 @@ func (s *script) command(f []string) (petrel.Actor, command) {
 			}
 			id, err := ParseID(w)
 			if err != nil {
-				s.t.Fatal(err)
+				s.T.Fatal(err)
 			}
 			out = append(out, id)
 		}
@@ -91,7 +92,7 @@ func (s *script) command(f []string) (petrel.Actor, command) {
 		jobs, lenient := ids(f[2:])
 		return s.actor, Discard{App: petrel.AppID(f[1]), Jobs: jobs, Lenient: lenient}
 	}
-	s.t.Fatalf("no such command: %v", f)
+	s.T.Fatalf("no such command: %v", f)
 	return petrel.Actor{}, nil
 }
 
@@ -105,7 +106,7 @@ func (s *script) stepOf(f []string) Step {
 		case "report":
 			id, err := ParseID(rest[1])
 			if err != nil {
-				s.t.Fatal(err)
+				s.T.Fatal(err)
 			}
 			j := mustView(s.world, func(r *projection.Reader) (Job, error) { return Get(r, "", id) })
 			rep := Report{App: j.App, ID: id, Outcome: map[string]event.JobOutcome{
@@ -121,7 +122,7 @@ func (s *script) stepOf(f []string) Step {
 			}
 			step.Reports = append(step.Reports, rep)
 		default:
-			s.t.Fatalf("no such part of a step: %v", rest)
+			s.T.Fatalf("no such part of a step: %v", rest)
 		}
 	}
 	return step
@@ -130,7 +131,7 @@ func (s *script) stepOf(f []string) Step {
 func (s *script) number(word string) int {
 	n, err := strconv.Atoi(word)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	return n
 }
