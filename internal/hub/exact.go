@@ -54,7 +54,7 @@ func (h *Hub) subscribeExact(c *channel, s *Subscription) (*Subscription, error)
 	h.follow(c, s)
 	now := time.Now()
 	if h.admissible(c, s, now, now) {
-		switch in, err := h.letIn(c, s, now); {
+		switch in, err := h.letIn(c, s); {
 		case err != nil:
 			s.remove()
 			return nil, err
@@ -94,7 +94,7 @@ func (h *Hub) admitWaiting(c *channel, now time.Time) {
 		}
 		in, err := false, error(nil)
 		if h.admissible(c, s, w.since, now) {
-			in, err = h.letIn(c, s, now)
+			in, err = h.letIn(c, s)
 		}
 		switch {
 		case in:

@@ -99,7 +99,7 @@ type Observer interface {
 func (h *Hub) Observe(o Observer) { h.observer = o }
 
 // Reconsider asks the Observer and Options.Reported anew about everything: an app's settings, or who owns what, have changed. Which channels there are
-// in buckets that are newly owned is asked of the other nodes, and told by Changed.
+// in buckets that are newly owned is asked of the other nodes, and told by Changed, as is every channel that is known and wanted.
 func (h *Hub) Reconsider() {
 	l := &h.lane
 	l.mu.Lock()

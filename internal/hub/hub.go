@@ -204,7 +204,7 @@ type more struct {
 	waiting []waiter // in the order in which they came
 	told    told
 	last    last
-	places  *places // nil: nobody claims one
+	places  *places // nil: nobody wanted to be among a limited number yet
 }
 
 // waiter is a subscription that is pending, or was.

@@ -299,6 +299,7 @@ func (h *Hub) everyExact() (all []*channel) {
 		for c := range sh.channels.all() {
 			if exact(c.name) {
 				c.uncount = h.relayed() != nil
+				c.observed = false // the observer is told of it again: it may have forgotten it, if only for a moment
 				all = append(all, c)
 			}
 		}
@@ -319,7 +320,6 @@ func (h *Hub) tend(c *channel, now time.Time) {
 	h.observe(c)
 	h.admitWaiting(c, now)
 	waits := h.report(c, now, false)
-	waits = c.tendPlaces(now) || waits
 	if v := c.view; v != nil {
 		waits = h.askWhoLacks(c, v, now) || waits
 		waits = h.show(c, v, now) || waits

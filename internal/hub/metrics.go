@@ -34,7 +34,7 @@ func newMetrics(reg prometheus.Registerer, h *Hub) *metrics {
 		damaged:   counter("petrel_hub_relay_damaged_total", "Payloads from other nodes that could not be read."),
 		asks:      counter("petrel_hub_presence_asks_total", "Times another node was asked for all of its users of a channel."),
 		full:      counter("petrel_hub_channels_full_total", "Subscriptions refused because a channel had as many members as it may have."),
-		claims:    counter("petrel_hub_places_asked_total", "Times the other nodes were asked about those who are new in channels that are almost full."),
+		claims:    counter("petrel_hub_places_asked_total", "Times the other nodes were asked who is on channels whose members are limited."),
 		unsure:    counter("petrel_hub_places_unsure_total", "Times a node did not answer that, so that what it reported last counted."),
 		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "petrel_hub_relay_sent_total", Help: "Payloads given to the relay for other nodes, by whether it took them.",

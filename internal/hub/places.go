@@ -11,38 +11,46 @@ import (
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
-// The limit of members of an exact channel holds over all nodes. A node lets in up to its share of the limit (an N-th part, of N living nodes) by itself, so that
-// an ordinary channel costs nothing. Beyond it, and as long as another node is, whoever is new *claims* a place: first the claim is noted here, then every living
-// node is asked who is there and who claims, and only who fits with all of those is let in. Of two claims at one moment at least one sees
-// the other, so that the one that was noted last counts all the others: never is one too many let in, whatever the order of messages. Who cannot fit beside
-// those who claimed before is refused; who fits beside those, and not beside all, asks again until the others are settled. A node that is asked lets nobody in
-// unasked for a while (strictFor): what the asking node then has is known from its reports.
+// The limit of members of an exact channel holds over all nodes. Each has a share of it, an N-th part of N living nodes, and what it does is one of three things:
 //
-// Reserving places at an owner of the channel was the other way. It costs one question instead of N-1, and needs leases, and a truth that
-// moves whenever a node comes or goes: this has no state but the claims themselves.
+//   - It lets in by itself, as long as it is *checked* and stays within its share: an ordinary channel costs nothing.
+//   - It *probes*, where it is not checked: it asks every living node how many are there. When all are within their shares and nobody claims, it is checked
+//     from then on, until another node asks it about claims, or the nodes that live are others.
+//   - It *claims* places where neither will do: the claims are noted, then every living node is asked who is there and who claims, and is not checked any
+//     more; only who fits beside all of those is let in. Who does not fit beside those who claimed before is refused; who fits beside those, and not
+//     beside all, asks again until the others are settled.
 //
-// The limit may be passed for a moment where nodes do not agree who is alive: one just came, or links are cut. Of a node that does not answer within half a
+// Why never one too many is let in, whatever the order of messages. Of any claims the one that was noted last finds all others, claimed or let in, and who
+// was let in unasked before its question; after that nobody is, on the node that was asked, until that one has probed again and found the claim settled. And
+// a node that is checked knows that all others are within their shares: one that goes beyond must have asked it first. A probe that crosses such a question
+// does not count (places.asks).
+//
+// An owner of the channel who reserves places was the other way. It would cost one question instead of N-1, and need leases, and a truth that
+// moves whenever a node comes or goes; this has no state but the claims themselves.
+//
+// The limit may be passed where nodes do not agree who is alive: one just came, or links are cut. Of a node that does not answer within half a
 // second counts what it reported last (petrel_hub_places_unsure_total): a presence channel is not closed because one node is ill.
 
 const (
-	// strictFor is how long a node that was asked asks too. After that it would have noticed that a report is missing.
-	strictFor = unheardAfter
 	// claimFor is how long a claim may be contested before it is refused.
 	claimFor = 2 * time.Second
-	// maxClaims is for how many channels others are asked at once.
-	maxClaims = 200
+	// maxClaims is about how many channels others are asked at once.
+	maxClaims = 500
 )
 
-// places is what is known of who wants to be in a channel. It is there while somebody claims, or the node is not to let in unasked.
+// places is what is known of who wants to be in a channel whose members are limited. The shard's lock guards it.
 type places struct {
-	strict time.Time // until then
-	claims map[*Subscription]*claim
+	checked *map[petrel.NodeID]uint64 // the living nodes when all others were found to be within their shares; nil: they were not
+	limit   int                       // that their shares were of
+	asks    uint64                    // how often others asked about claims of theirs
+	crowded bool                      // a probe found that it must claim
+	claims  map[*Subscription]*claim
 }
 
 // claim is somebody who waits for a place.
 type claim struct {
-	at    uint64 // when it was noted, in ns: their order
-	asked bool   // others are being asked since it was noted
+	at    uint64 // when it was noted, in ns: their order; 0: the others do not count it yet
+	asked bool   // others are being asked since
 }
 
 // claimant is a claim as all nodes know it.
@@ -56,8 +64,8 @@ func (x claimant) compare(y claimant) int {
 	return cmp.Or(cmp.Compare(x.at, y.at), cmp.Compare(x.node, y.node), cmp.Compare(x.user, y.user))
 }
 
-// letIn says whether a member may be admitted now; if not, and without an error, there is a claim. The shard's lock is held.
-func (h *Hub) letIn(c *channel, s *Subscription, now time.Time) (bool, error) {
+// letIn says whether a member may be admitted now; if not, and without an error, the others are asked. The shard's lock is held.
+func (h *Hub) letIn(c *channel, s *Subscription) (bool, error) {
 	user, limit := s.newcomer()
 	if limit == 0 {
 		return true, nil
@@ -65,28 +73,27 @@ func (h *Hub) letIn(c *channel, s *Subscription, now time.Time) (bool, error) {
 	if _, here := c.local[user]; here {
 		return true, nil
 	}
-	if c.more != nil && c.more.places != nil && c.more.places.claims[s] != nil {
-		return false, nil // it is being asked about
-	}
-	if v := c.view; v != nil && len(v.count) >= limit && v.count[user] == 0 {
-		return false, h.full(limit)
-	}
-	alive := *h.lane.peers.Load()
-	if len(alive) == 0 || c.free(limit, alive, now) {
+	alive := h.lane.peers.Load()
+	if len(*alive) == 0 {
+		if v := c.view; v != nil && len(v.count) >= limit && v.count[user] == 0 {
+			return false, h.full(limit)
+		}
 		return true, nil
 	}
-	p := c.placesOf()
-	taken := map[petrel.UserID]bool{user: true} // who cannot fit beside those here need not ask
-	for here := range c.local {
-		taken[here] = true
+	if c.places() == nil {
+		c.extra().places = &places{claims: map[*Subscription]*claim{}}
 	}
-	for before := range p.claims {
-		taken[before.Member()] = true
+	p := c.places()
+	if p.claims[s] != nil {
+		return false, nil
 	}
-	if len(taken) > limit {
+	if c.free(limit, alive) {
+		return true, nil
+	}
+	if c.wanted(user) > limit { // who cannot fit beside those here need not ask
 		return false, h.full(limit)
 	}
-	p.claims[s] = &claim{at: uint64(now.UnixNano())} //nolint:gosec // after 1970
+	p.claims[s] = &claim{}
 	h.mark(c)
 	l := &h.lane
 	l.mu.Lock()
@@ -96,23 +103,33 @@ func (h *Hub) letIn(c *channel, s *Subscription, now time.Time) (bool, error) {
 	return false, nil
 }
 
+// free says whether one more may be let in unasked.
+func (c *channel) free(limit int, alive *map[petrel.NodeID]uint64) bool {
+	p := c.places()
+	return p.checked == alive && p.limit <= limit && len(c.local)+1 <= share(limit, alive)
+}
+
+// share is how many members a node may let in by itself.
+func share(limit int, alive *map[petrel.NodeID]uint64) int { return limit / (len(*alive) + 1) }
+
+// wanted is how many users are here or wait for a place here, and these.
+func (c *channel) wanted(more ...petrel.UserID) int {
+	all := make(map[petrel.UserID]struct{}, len(c.local)+len(c.places().claims)+len(more))
+	for user := range c.local {
+		all[user] = struct{}{}
+	}
+	for s := range c.places().claims {
+		all[s.Member()] = struct{}{}
+	}
+	for _, user := range more {
+		all[user] = struct{}{}
+	}
+	return len(all)
+}
+
 func (h *Hub) full(limit int) error {
 	h.metrics.full.Inc()
 	return petrel.Errorf(petrel.CodeLimitReached, "The channel has as many members as it may have, which is %d.", limit)
-}
-
-// free says whether one more may be let in without asking: the node stays within its share, and so do all the others.
-func (c *channel) free(limit int, alive map[petrel.NodeID]uint64, now time.Time) bool {
-	n := len(alive) + 1
-	if (c.more != nil && c.more.places != nil && now.Before(c.more.places.strict)) || c.view == nil || !c.view.whole(alive) || (len(c.local)+1)*n > limit {
-		return false
-	}
-	for _, r := range c.view.reports {
-		if len(r.users)*n > limit {
-			return false
-		}
-	}
-	return true
 }
 
 // makeRoom ends the showing of those who left a moment ago where one more would be one too many.
@@ -125,12 +142,12 @@ func (c *channel) makeRoom(s *Subscription) {
 	}
 }
 
-func (c *channel) placesOf() *places {
-	m := c.extra()
-	if m.places == nil {
-		m.places = &places{claims: map[*Subscription]*claim{}}
+// places is what is known of who wants to be in the channel; nil: nothing.
+func (c *channel) places() *places {
+	if c.more == nil {
+		return nil
 	}
-	return m.places
+	return c.more.places
 }
 
 // newcomer is who wants to be there by s, and how many may be; 0: nobody, or any number.
@@ -143,23 +160,32 @@ func (s *Subscription) newcomer() (user petrel.UserID, limit int) {
 
 // unclaim forgets the claim of one who is settled, or leaves.
 func (c *channel) unclaim(s *Subscription) {
-	if c.more != nil && c.more.places != nil {
-		delete(c.more.places.claims, s)
+	if p := c.places(); p != nil {
+		delete(p.claims, s)
 	}
 }
 
-// tendPlaces drops what is not needed any more; the shard's lock is held. It says whether something waits for its time.
-func (c *channel) tendPlaces(now time.Time) (waits bool) {
-	if c.more == nil || c.more.places == nil {
-		return false
-	}
-	if p := c.more.places; len(p.claims) == 0 && !now.Before(p.strict) {
-		c.more.places = nil
-	}
-	return c.more.places != nil
+// round is what the others are asked about one channel.
+type round struct {
+	ch      petrel.Channel
+	limit   int
+	probe   bool
+	alive   *map[petrel.NodeID]uint64
+	places  *places // as it was then, like asks
+	asks    uint64
+	said    map[petrel.NodeID]*occupied
+	missing []petrel.NodeID
 }
 
-// startClaims asks the other nodes about those who claim places: one round at a time, about as many channels as came meanwhile. It is called by the lane's goroutine.
+// occupied is who is on a channel of another node, and who claims a place there.
+type occupied struct {
+	number int
+	users  []petrel.UserID // nil in the answer to a probe
+	claims []claimant
+}
+
+// startClaims asks the other nodes about those who wait for places: one round at a time, about as many channels as came meanwhile. It is called by the lane's
+// goroutine.
 func (h *Hub) startClaims(ctx context.Context) {
 	l := &h.lane
 	l.mu.Lock()
@@ -174,22 +200,21 @@ func (h *Hub) startClaims(ctx context.Context) {
 	}
 	l.claiming = true
 	l.mu.Unlock()
+	var all []*round
 	for _, ch := range channels {
-		h.claimsOf(ch, func(_ *channel, p *places) {
-			for _, x := range p.claims {
-				x.asked = true // it was noted before anybody is asked
-			}
-		})
+		if x := h.beginRound(ch); x != nil {
+			all = append(all, x)
+		}
 	}
 	h.metrics.claims.Inc()
 	h.queue.running.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, rosterWithin)
 		defer cancel()
-		said, missing := h.askPlaces(ctx, channels)
+		h.askPlaces(ctx, all)
 		var again []petrel.Channel
-		for _, ch := range channels {
-			if h.settle(ch, said[ch], missing) {
-				again = append(again, ch)
+		for _, x := range all {
+			if h.settle(x) {
+				again = append(again, x.ch)
 			}
 		}
 		l.mu.Lock()
@@ -202,89 +227,132 @@ func (h *Hub) startClaims(ctx context.Context) {
 	})
 }
 
-// claimsOf calls fn with a channel that somebody claims a place in, under its shard's lock.
-func (h *Hub) claimsOf(ch petrel.Channel, fn func(c *channel, p *places)) {
+// beginRound decides what is asked, and notes the claims before anybody is.
+func (h *Hub) beginRound(ch petrel.Channel) *round {
 	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if c := sh.channels.get(k, ch); c != nil && c.more != nil && c.more.places != nil {
-		fn(c, c.more.places)
+	c := sh.channels.get(k, ch)
+	if c == nil || c.places() == nil || len(c.places().claims) == 0 {
+		return nil
 	}
+	p := c.places()
+	x := &round{ch: ch, limit: p.lowest(), alive: h.lane.peers.Load(), places: p, asks: p.asks, said: map[petrel.NodeID]*occupied{}}
+	x.probe = !p.crowded && !(p.checked == x.alive && p.limit <= x.limit) && c.wanted() <= share(x.limit, x.alive)
+	now := uint64(time.Now().UnixNano()) //nolint:gosec // after 1970
+	for _, y := range p.claims {
+		if y.asked = true; !x.probe && y.at == 0 {
+			y.at = now
+		}
+	}
+	return x
 }
 
-// occupied is who is on a channel of other nodes, and who claims a place there.
-type occupied struct {
-	users  []petrel.UserID
-	claims []claimant
+// lowest is the limit of those who wait. All have the same but for a moment after the app's settings were changed.
+func (p *places) lowest() int {
+	limit := 0
+	for s := range p.claims {
+		if limit == 0 || s.detail.most < limit {
+			limit = s.detail.most
+		}
+	}
+	return limit
 }
 
-// askPlaces asks every other node. Whoever does not answer about all of the channels is missing.
-func (h *Hub) askPlaces(ctx context.Context, channels []petrel.Channel) (said map[petrel.Channel]*occupied, missing []petrel.NodeID) {
-	said = map[petrel.Channel]*occupied{}
-	for _, ch := range channels {
-		said[ch] = &occupied{}
-	}
+// askPlaces asks every other node. Whoever does not answer about a channel is missing there.
+func (h *Hub) askPlaces(ctx context.Context, all []*round) {
 	var mu sync.Mutex
-	for _, x := range h.eachPeer(func(node petrel.NodeID) error {
-		for rest := channels; len(rest) > 0; {
-			in, err := h.askOne(ctx, node, appendChannels([]byte{formatAsk, askPlaces}, rest))
+	answered := map[petrel.NodeID]int{}
+	for _, failed := range h.eachPeer(func(node petrel.NodeID) error {
+		for rest := all; len(rest) > 0; {
+			in, err := h.askOne(ctx, node, appendRounds([]byte{formatAsk, askPlaces}, rest))
 			if err != nil {
 				return err
 			}
-			all := in.places(node)
-			if !in.ok || len(all) == 0 || len(all) > len(rest) {
+			said := in.places(node)
+			if !in.ok || len(said) == 0 || len(said) > len(rest) {
 				return errAnswer
 			}
 			mu.Lock()
-			for i, x := range all {
-				o := said[rest[i]]
-				o.users, o.claims = append(o.users, x.users...), append(o.claims, x.claims...)
+			for i, o := range said {
+				rest[i].said[node] = o
 			}
+			answered[node] += len(said)
 			mu.Unlock()
-			rest = rest[len(all):]
+			rest = rest[len(said):]
 		}
 		return nil
 	}) {
 		h.metrics.unsure.Inc()
-		h.opt.Logger.Warn("a node does not say who is on channels that are almost full: what it reported last counts", "node", x.Node, "channels", len(channels), "error", x.Err)
-		missing = append(missing, x.Node)
-	}
-	return said, missing
-}
-
-// appendPlaces is the answer: users and claims of the channels, of as many as there is room for. From now on nobody is let in to them unasked.
-func (h *Hub) appendPlaces(b []byte, channels []petrel.Channel) []byte {
-	var body []byte
-	done := 0
-	for _, ch := range channels {
-		if len(body) > maxAnswer/2 {
-			break
+		h.opt.Logger.Warn("a node does not say who is on channels whose members are limited: what it reported last counts",
+			"node", failed.Node, "channels", len(all)-answered[failed.Node], "error", failed.Err)
+		for _, x := range all[answered[failed.Node]:] {
+			x.missing = append(x.missing, failed.Node)
 		}
-		body = h.appendPlace(body, ch)
-		done++
 	}
-	return append(appendNumbers(b, uint64(done)), body...) //nolint:gosec // not negative
 }
 
-func (h *Hub) appendPlace(b []byte, ch petrel.Channel) []byte {
-	sh, k := h.shardOf(ch)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	c := h.channelOf(sh, k, ch) // it remembers that it was asked, also when nobody is there
-	p := c.placesOf()
-	p.strict = time.Now().Add(strictFor)
-	h.mark(c)
-	b = appendUsers(b, slices.Sorted(maps.Keys(c.local)))
-	b = appendNumbers(b, uint64(len(p.claims)))
-	for _, s := range p.inOrder(false) {
-		b = appendText(appendNumbers(b, p.claims[s].at), s.Member())
+func appendRounds(b []byte, all []*round) []byte {
+	b = appendNumbers(b, uint64(len(all)))
+	for _, x := range all {
+		probe := byte(0)
+		if x.probe {
+			probe = 1
+		}
+		b = append(appendChannel(b, x.ch), probe)
 	}
 	return b
 }
 
-func (r *reader) places(node petrel.NodeID) (out []occupied) {
+// appendPlaces is the answer: as many of the channels as there is room for.
+func (h *Hub) appendPlaces(b []byte, in *reader) ([]byte, error) {
+	var body []byte
+	done := uint64(0)
+	for n := in.number(); n > 0 && in.ok; n-- {
+		ch, probe := in.channel(), in.byte() == 1
+		if in.ok && len(body) < maxAnswer/2 {
+			body = h.appendPlace(body, ch, probe)
+			done++
+		}
+	}
+	if !in.ok {
+		return nil, errAsk
+	}
+	return append(appendNumbers(b, done), body...), nil
+}
+
+func (h *Hub) appendPlace(b []byte, ch petrel.Channel, probe bool) []byte {
+	sh, k := h.shardOf(ch)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	c := sh.channels.get(k, ch)
+	if c == nil {
+		return appendNumbers(b, 0, 0, 0)
+	}
+	var claims []*Subscription
+	if p := c.places(); p != nil {
+		claims = p.inOrder(func(x *claim) bool { return x.at > 0 })
+		if !probe {
+			p.checked = nil
+			p.asks++
+		}
+	}
+	b = appendNumbers(b, uint64(len(c.local)))
+	if probe {
+		b = appendUsers(b, nil)
+	} else {
+		b = appendUsers(b, slices.Sorted(maps.Keys(c.local)))
+	}
+	b = appendNumbers(b, uint64(len(claims)))
+	for _, s := range claims {
+		b = appendText(appendNumbers(b, c.places().claims[s].at), s.Member())
+	}
+	return b
+}
+
+func (r *reader) places(node petrel.NodeID) (out []*occupied) {
 	for n := r.number(); n > 0 && r.ok; n-- {
-		o := occupied{users: r.users()}
+		o := &occupied{number: int(min(r.number(), 1<<30)), users: r.users()} //nolint:gosec // bounded
 		for m := r.number(); m > 0 && r.ok; m-- {
 			o.claims = append(o.claims, claimant{r.number(), node, petrel.UserID(r.text())})
 		}
@@ -293,33 +361,85 @@ func (r *reader) places(node petrel.NodeID) (out []occupied) {
 	return out
 }
 
-// settle decides about those who claimed a place before the others were asked. It says whether some must ask again.
-func (h *Hub) settle(ch petrel.Channel, said *occupied, missing []petrel.NodeID) (again bool) {
+// settle decides about those who waited when the others were asked. It says whether some must ask again.
+func (h *Hub) settle(x *round) (again bool) {
+	sh, k := h.shardOf(x.ch)
+	sh.mu.Lock()
+	c := sh.channels.get(k, x.ch)
+	if c == nil || c.places() == nil {
+		sh.mu.Unlock()
+		return false
+	}
+	p := c.places()
 	var refused []func()
-	h.claimsOf(ch, func(c *channel, p *places) {
-		now := time.Now()
-		t := h.tableOf(c, said, missing)
-		for _, s := range p.inOrder(true) {
-			x := p.claims[s]
-			verdict := t.judge(s.detail.most, claimant{x.at, h.nodeName(), s.Member()})
-			switch {
-			case verdict == fits:
-				h.admit(c, s, now)
-			case verdict == mustWait && now.UnixNano()-int64(x.at) < int64(claimFor): //nolint:gosec // after 1970
-				x.asked, again = false, true
-			default:
-				s.remove()
-				err := h.full(s.detail.most)
-				refused = append(refused, func() { s.owner.Ended(s, err) })
-			}
+	if p == x.places {
+		clean := x.asks == p.asks && x.alive == h.lane.peers.Load() && c.clean(x)
+		if clean {
+			p.checked, p.limit = x.alive, x.limit
 		}
-		again = again || len(p.claims) > 0
-		h.mark(c)
-	})
+		if x.probe {
+			p.crowded = !clean
+			h.settleFree(c, x)
+		} else {
+			refused = h.settleClaims(c, x)
+		}
+	}
+	again = len(p.claims) > 0
+	p.crowded = p.crowded && again
+	h.mark(c)
+	sh.mu.Unlock()
 	for _, fn := range refused {
 		fn()
 	}
 	return again
+}
+
+// clean says whether all others are within their shares, and nobody there claims a place.
+func (c *channel) clean(x *round) bool {
+	limit := share(x.limit, x.alive)
+	for _, o := range x.said {
+		if o.number > limit || len(o.claims) > 0 {
+			return false
+		}
+	}
+	for _, node := range x.missing {
+		if c.view != nil && c.view.reports[node] != nil && len(c.view.reports[node].users) > limit {
+			return false
+		}
+	}
+	return true
+}
+
+// settleFree admits those who need not claim after all.
+func (h *Hub) settleFree(c *channel, x *round) {
+	p := c.places()
+	for _, s := range p.inOrder(func(y *claim) bool { return y.asked }) {
+		p.claims[s].asked = false
+		_, here := c.local[s.Member()]
+		if here || c.free(s.detail.most, x.alive) {
+			h.admit(c, s, time.Now())
+		}
+	}
+}
+
+// settleClaims admits and refuses those who claimed.
+func (h *Hub) settleClaims(c *channel, x *round) (refused []func()) {
+	p, now := c.places(), time.Now()
+	t := h.tableOf(c, x)
+	for _, s := range p.inOrder(func(y *claim) bool { return y.asked }) {
+		y := p.claims[s]
+		switch verdict := t.judge(s.detail.most, claimant{y.at, h.nodeName(), s.Member()}); {
+		case verdict == fits:
+			h.admit(c, s, now)
+		case verdict == mustWait && now.UnixNano()-int64(y.at) < int64(claimFor): //nolint:gosec // after 1970
+			y.asked = false
+		default:
+			s.remove()
+			err := h.full(s.detail.most)
+			refused = append(refused, func() { s.owner.Ended(s, err) })
+		}
+	}
+	return refused
 }
 
 func (h *Hub) nodeName() petrel.NodeID {
@@ -329,11 +449,11 @@ func (h *Hub) nodeName() petrel.NodeID {
 	return ""
 }
 
-// inOrder are those who claim, or of them who were asked about.
-func (p *places) inOrder(asked bool) []*Subscription {
-	all := make([]*Subscription, 0, len(p.claims))
+// inOrder are those who wait, as far as they are wanted.
+func (p *places) inOrder(wanted func(x *claim) bool) []*Subscription {
+	var all []*Subscription
 	for s, x := range p.claims {
-		if x.asked || !asked {
+		if wanted(x) {
 			all = append(all, s)
 		}
 	}
@@ -349,23 +469,25 @@ type table struct {
 	claims map[petrel.UserID]claimant // of a user's the first
 }
 
-func (h *Hub) tableOf(c *channel, said *occupied, missing []petrel.NodeID) *table {
+func (h *Hub) tableOf(c *channel, x *round) *table {
 	t := &table{users: map[petrel.UserID]bool{}, claims: map[petrel.UserID]claimant{}}
 	for user := range c.local {
 		t.users[user] = true
 	}
-	for _, user := range said.users {
-		t.users[user] = true
+	for _, o := range x.said {
+		for _, user := range o.users {
+			t.users[user] = true
+		}
+		for _, y := range o.claims {
+			t.claim(y)
+		}
 	}
-	for _, node := range missing {
+	for _, node := range x.missing {
 		if c.view != nil && c.view.reports[node] != nil {
 			for user := range c.view.reports[node].users {
 				t.users[user] = true
 			}
 		}
-	}
-	for _, x := range said.claims {
-		t.claim(x)
 	}
 	return t
 }

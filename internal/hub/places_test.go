@@ -175,7 +175,7 @@ func TestPlacesAtOnce(t *testing.T) {
 	}
 }
 
-// TestPlacesAreFree: where there is plenty of room, nobody is asked, and who comes is in at once.
+// TestPlacesAreFree: where there is plenty of room, the others are asked once.
 func TestPlacesAreFree(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestPlacesAreFree(t *testing.T) {
 			t.Error(wrong, d.refused)
 		}
 		for _, n := range nodes {
-			if asked := valueOf(t, n.metrics.claims); asked != 0 {
+			if asked := valueOf(t, n.metrics.claims); asked != 1 { // whether the others are within their shares
 				t.Errorf("asked %v times", asked)
 			}
 		}
@@ -215,6 +215,43 @@ func TestPlacesAreFree(t *testing.T) {
 	})
 }
 
+// TestPlacesNotCheckedForEver: a node that was checked asks again once another went beyond its share, and is checked again once that one is within it.
+func TestPlacesNotCheckedForEver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		nodes, _ := startCell(t, 3)
+		d := newDoor(nodes, 6)
+		d.come(1, "b")
+		<-time.After(time.Second)
+		for i := range 5 {
+			d.come(0, petrel.UserID(fmt.Sprint("u", i)))
+		}
+		nodes[0].cable.refuse.Store(true) // what it reports says nothing of it
+		<-time.After(time.Minute)
+		d.come(1, "one too many")
+		<-time.After(time.Second)
+		if wrong := d.expect(6); wrong != "" || d.refused != 1 {
+			t.Error(wrong, d.refused)
+		}
+		for i := range 4 {
+			d.leave(0, petrel.UserID(fmt.Sprint("u", i)))
+		}
+		<-time.After(time.Second)
+		asked := valueOf(t, nodes[1].metrics.claims)
+		d.come(1, "c") // a probe, after which it is free
+		<-time.After(time.Second)
+		d.leave(1, "c")
+		d.come(1, "d")
+		if now := valueOf(t, nodes[1].metrics.claims); now != asked+1 {
+			t.Errorf("asked %v times", now-asked)
+		}
+		<-time.After(time.Second)
+		if wrong := d.expect(3); wrong != "" {
+			t.Error(wrong)
+		}
+	})
+}
+
 // TestPlacesWithoutAnswer: a node that does not answer delays who comes by half a second, and counts with what it reported last.
 func TestPlacesWithoutAnswer(t *testing.T) {
 	t.Parallel()
@@ -229,7 +266,11 @@ func TestPlacesWithoutAnswer(t *testing.T) {
 		for i := range 10 {
 			d.come(0, petrel.UserID(fmt.Sprint("u", i)))
 		}
-		<-time.After(rosterWithin + 10*time.Millisecond)
+		for range 3 { // who came when others were being asked about waits for the next round
+			if <-time.After(rosterWithin + 10*time.Millisecond); d.waiting() == 0 {
+				break
+			}
+		}
 		if wrong := d.expect(6); wrong != "" || d.refused != 7 {
 			t.Error(wrong, d.refused)
 		}

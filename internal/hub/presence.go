@@ -169,7 +169,7 @@ func (h *Hub) recount(c *channel) {
 
 // forget drops a channel that nothing needs any more; the shard's lock is held.
 func (h *Hub) forget(c *channel) {
-	if len(c.subs) > 0 || c.view != nil || c.uncount || (c.more != nil && (len(c.more.told.was) > 0 || c.more.places != nil)) {
+	if len(c.subs) > 0 || c.view != nil || c.uncount || (c.more != nil && len(c.more.told.was) > 0) {
 		return
 	}
 	sh, k := h.shardOf(c.name)

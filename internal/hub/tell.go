@@ -141,11 +141,7 @@ func (h *Hub) Answer(ctx context.Context, _ petrel.NodeID, payload []byte) (answ
 		}
 		return h.appendLasts(answer, channels), nil
 	case askPlaces:
-		channels := in.channels()
-		if !in.ok {
-			return nil, errAsk
-		}
-		return h.appendPlaces(answer, channels), nil
+		return h.appendPlaces(answer, in)
 	}
 	return nil, errAsk
 }
