@@ -105,35 +105,25 @@ const (
 )
 
 // Conn is one connection. All methods are safe for concurrent use. An idle one is little more than this struct: what few connections
-// need lies behind pointers, and times are Unix nanoseconds.
+// need lies behind pointers, what is needed to say something is lent, and times are Unix nanoseconds.
 type Conn struct {
 	id      petrel.ConnID
 	table   *Table
 	handler Handler
 	stream  stream
-	opened  int64
 
 	heard   atomic.Int64 // of the last bytes from the peer
 	writing atomic.Int64 // at which the write under way last got on; 0: none
-	giveUp  atomic.Int64 // at which a client without a response to send by counts as gone; 0: it has one
 
-	mu        sync.Mutex    // guards everything below, but place; held for a few instructions, never across a write or a callback
-	queue     [][]byte      // accepted, not yet taken by a write
-	spare     [][]byte      // the slice of the last write, emptied, to be filled next
-	resumed   *sync.Cond    // made when first paused
-	room      func()        // called once when the queue has drained to half
-	contract  *contract     // never nil; shared
-	ends      *ending       // nil: never
-	idle      chan struct{} // made by finish when it must wait for a write to end
-	closeBy   int64         // when state closing gives up waiting for the peer
-	since     int64         // at which the oldest unwritten frame was queued; 0: not being measured
-	committed int64         // of the commit behind one of the unwritten frames, by the process's clock (ticks); 0: none is measured
-	sent      uint64        // frames
-	received  uint64        // messages
-	nextPing  int64         // the sweeper's own
-	frames    int32         // queued or being written
+	mu        sync.Mutex // guards everything below, but place; held for a few instructions, never across a write or a callback
+	out       *outbox    // nil: there was nothing to say for a while
+	rare      *rare      // nil: there is nothing of it
+	contract  *contract  // never nil; shared
+	nextPing  int64      // the sweeper's own
+	frames    int32      // queued or being written
 	bytes     int32
-	place     int32 // in table.conns; guarded by its mutex
+	sent      uint32 // frames, all that were written; it may begin anew
+	place     int32  // in table.conns; guarded by its mutex
 	code      CloseCode
 	wire      Wire
 	state     state
@@ -144,6 +134,33 @@ type Conn struct {
 	paused    bool // reading waits
 	drainTold bool // OnDrain was called
 	deflate   bool // messages may be compressed; never changes
+	quiet     bool // nothing was queued since the sweeper looked
+}
+
+// outbox is what a connection has while it has something to say. It is lent by the table.
+type outbox struct {
+	queue     [][]byte // accepted, not yet taken by a write
+	spare     [][]byte // the slice of the last write, emptied, to be filled next
+	since     int64    // at which the oldest unwritten frame was queued; 0: not being measured
+	committed int64    // of the commit behind one of the unwritten frames, by the process's clock (ticks); 0: none is measured
+}
+
+// rare is what few connections have.
+type rare struct {
+	resumed *sync.Cond    // made when first paused
+	room    func()        // called once when the queue has drained to a quarter
+	ends    *ending       // nil: never
+	idle    chan struct{} // made by who must wait for a write to end
+	closeBy int64         // when state closing gives up waiting for the peer
+	giveUp  int64         // at which a client without a response to send by counts as gone; 0: it has one
+}
+
+// extra is rare, made if need be; mu is held.
+func (c *Conn) extra() *rare {
+	if c.rare == nil {
+		c.rare = &rare{}
+	}
+	return c.rare
 }
 
 // contract is what a connection was promised, and the frame it is pinged with.
@@ -170,13 +187,6 @@ func ticks(t time.Time) int64 {
 	return 1
 }
 
-// Stats is a copy of a connection's counters.
-type Stats struct {
-	FramesSent, MessagesReceived uint64
-	QueuedFrames, QueuedBytes    int
-	Opened                       time.Time
-}
-
 // ID names the connection on this node for as long as it lives.
 func (c *Conn) ID() petrel.ConnID { return c.id }
 
@@ -197,11 +207,11 @@ func (c *Conn) inflaters() *inflaters {
 // Handler is who hears of the connection.
 func (c *Conn) Handler() Handler { return c.handler }
 
-// Stats returns the counters as they are now.
-func (c *Conn) Stats() Stats {
+// Queued is how much was accepted and is not on the wire.
+func (c *Conn) Queued() (frames, bytes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Stats{c.sent, c.received, int(c.frames), int(c.bytes), time.Unix(0, c.opened)}
+	return int(c.frames), int(c.bytes)
 }
 
 // Send queues one frame. It returns ErrClosed when the connection is closing, and ErrSlow after it found the queue full and
@@ -229,8 +239,8 @@ func (c *Conn) send(frame []byte, committed time.Time) error {
 		return ErrSlow
 	}
 	wake := c.push(frame)
-	if c.committed == 0 && !committed.IsZero() {
-		c.committed = ticks(committed)
+	if !committed.IsZero() && c.out.committed == 0 {
+		c.out.committed = ticks(committed)
 	}
 	c.mu.Unlock()
 	if wake {
@@ -268,10 +278,11 @@ func (c *Conn) NotifyRoom(fn func()) {
 		fn()
 		return
 	}
-	if before := c.room; before != nil {
-		c.room = func() { before(); fn() }
+	m := c.extra()
+	if before := m.room; before != nil {
+		m.room = func() { before(); fn() }
 	} else {
-		c.room = fn
+		m.room = fn
 	}
 	c.mu.Unlock()
 }
@@ -319,7 +330,9 @@ func (c *Conn) CloseAt(t time.Time, code CloseCode, reason string) {
 		e = &ending{t, code, reason}
 	}
 	c.mu.Lock()
-	c.ends = e
+	if e != nil || c.rare != nil {
+		c.extra().ends = e
+	}
 	c.mu.Unlock()
 }
 
@@ -344,8 +357,8 @@ func (c *Conn) Heartbeat() Heartbeat {
 func (c *Conn) Pause() {
 	c.mu.Lock()
 	c.paused = true
-	if c.resumed == nil {
-		c.resumed = sync.NewCond(&c.mu)
+	if m := c.extra(); m.resumed == nil {
+		m.resumed = sync.NewCond(&c.mu)
 	}
 	c.mu.Unlock()
 }
@@ -357,7 +370,7 @@ func (c *Conn) Resume() {
 	if was {
 		c.paused = false
 		c.heard.Store(time.Now().UnixNano())
-		c.resumed.Broadcast()
+		c.rare.resumed.Broadcast()
 	}
 	c.mu.Unlock()
 	if was {
@@ -382,15 +395,25 @@ func (c *Conn) drained() bool {
 
 // push queues a frame and says whether the caller must wake the engine, after it let go of mu.
 func (c *Conn) push(frame []byte) (wake bool) {
-	c.queue = append(c.queue, frame)
+	o := c.outbox()
+	c.quiet = false
+	o.queue = append(o.queue, frame)
 	c.frames++
 	c.bytes += int32(len(frame)) //nolint:gosec // bounded by QueueBytes and the largest frame
-	if c.since == 0 && c.sent%sampleEvery == 0 {
-		c.since = time.Now().UnixNano()
+	if o.since == 0 && c.sent%sampleEvery == 0 {
+		o.since = time.Now().UnixNano()
 	}
 	wake = !c.flushing
 	c.flushing = true
 	return wake
+}
+
+// outbox is out, lent if need be; mu is held.
+func (c *Conn) outbox() *outbox {
+	if c.out == nil {
+		c.out = c.table.outboxes.Get().(*outbox)
+	}
+	return c.out
 }
 
 // sampleEvery: the time from queue to wire is measured for about one write in so many.
@@ -400,18 +423,19 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	if c.state != open {
 		return false
 	}
-	if code == CloseSlow {
-		for _, f := range c.queue {
+	if o := c.out; code == CloseSlow && o != nil {
+		for _, f := range o.queue {
 			c.frames--
 			c.bytes -= int32(len(f)) //nolint:gosec // as it was added
 		}
-		clear(c.queue)
-		c.queue = c.queue[:0]
+		clear(o.queue)
+		o.queue = o.queue[:0]
 	}
 	c.state, c.code = closing, code
-	c.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano()
-	if c.resumed != nil {
-		c.resumed.Broadcast() // the reader must see the peer's close frame
+	m := c.extra()
+	m.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano()
+	if m.resumed != nil {
+		m.resumed.Broadcast() // the reader must see the peer's close frame
 		c.stream.resume()
 	}
 	if p, ok := c.handler.(Coder); ok {
@@ -425,19 +449,17 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 func (c *Conn) take(now int64) (batch [][]byte, since int64, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.queue) == 0 || c.state == dead {
+	o := c.out
+	if o == nil || len(o.queue) == 0 || c.state == dead {
 		c.flushing = false
-		if c.idle != nil {
-			close(c.idle)
-			c.idle = nil
-		}
+		c.written()
 		return nil, 0, 0
 	}
-	batch = c.queue
-	c.queue, c.spare = c.spare, nil
+	batch = o.queue
+	o.queue, o.spare = o.spare, nil
 	c.writing.Store(now)
-	since, c.since = c.since, 0
-	committed, c.committed = c.committed, 0
+	since, o.since = o.since, 0
+	committed, o.committed = o.committed, 0
 	return batch, since, committed
 }
 
@@ -452,20 +474,20 @@ func (c *Conn) wrote(batch [][]byte) (room func(), finished bool) {
 		c.bytes -= int32(len(f)) //nolint:gosec // as it was added
 	}
 	c.frames -= int32(len(batch)) //nolint:gosec // as they were added
-	c.sent += uint64(len(batch))
+	c.sent += uint32(len(batch))  //nolint:gosec // it may begin anew
 	c.writing.Store(0)
 	clear(batch)
 	if cap(batch) <= keepSpare {
-		c.spare = batch[:0]
+		c.out.spare = batch[:0]
 	}
-	if c.room != nil && c.drained() {
-		room, c.room = c.room, nil
+	if m := c.rare; m != nil && m.room != nil && c.drained() {
+		room, m.room = m.room, nil
 	}
 	if c.state == closing && !c.closeSent {
 		if c.code != CloseSlow {
-			c.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano() // it got on: what was accepted is worth waiting for
+			c.rare.closeBy = time.Now().Add(c.table.opt.CloseWait).UnixNano() // it got on: what was accepted is worth waiting for
 		}
-		c.closeSent = len(c.queue) == 0 // the close frame is always the last of the queue
+		c.closeSent = len(c.out.queue) == 0 // the close frame is always the last of the queue
 	}
 	return room, c.closeSent && (c.peerDone || c.wire != WireWebSocket)
 }
@@ -475,12 +497,13 @@ func (c *Conn) untake(batch [][]byte, since, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writing.Store(0)
-	c.queue = slices.Concat(batch, c.queue) // not in place: batch is part of what wrote may keep
+	o := c.outbox()
+	o.queue = slices.Concat(batch, o.queue) // not in place: batch is part of what wrote may keep
 	if since != 0 {
-		c.since = since
+		o.since = since
 	}
 	if committed != 0 {
-		c.committed = committed
+		o.committed = committed
 	}
 }
 
@@ -503,22 +526,48 @@ func (c *Conn) broke() {
 	c.state = dead
 	c.flushing = false
 	c.writing.Store(0)
-	if c.idle != nil {
-		close(c.idle)
-		c.idle = nil
-	}
-	if c.resumed != nil {
-		c.resumed.Broadcast()
-	}
+	c.written()
+	c.rouse()
 	c.mu.Unlock()
 	c.stream.cut()
+}
+
+// written tells who waits that no write is under way; mu is held.
+func (c *Conn) written() {
+	if m := c.rare; m != nil && m.idle != nil {
+		close(m.idle)
+		m.idle = nil
+	}
+}
+
+// rouse has a reader that waits look at the state; mu is held.
+func (c *Conn) rouse() {
+	if m := c.rare; m != nil && m.resumed != nil {
+		m.resumed.Broadcast()
+	}
+}
+
+// hush gives back the outbox of a connection that has had nothing to say for a second or two; mu is held, and it comes once a second.
+func (c *Conn) hush() {
+	if c.quiet {
+		c.giveBack()
+	}
+	c.quiet = true
+}
+
+// giveBack returns the outbox if there is nothing in it, and nothing being written; mu is held.
+func (c *Conn) giveBack() {
+	if c.out != nil && c.frames == 0 {
+		c.out.since, c.out.committed = 0, 0
+		c.table.outboxes.Put(c.out)
+		c.out = nil
+	}
 }
 
 // deliver says whether a message that was read is still to be handed on.
 func (c *Conn) deliver() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.received++
 	return c.state == open
 }
 
@@ -539,7 +588,7 @@ func (c *Conn) peerClosed(code CloseCode) (finished bool) {
 func (c *Conn) waitResumed() {
 	c.mu.Lock()
 	for c.paused && c.state == open {
-		c.resumed.Wait()
+		c.rare.resumed.Wait()
 	}
 	c.mu.Unlock()
 }
@@ -549,13 +598,19 @@ func (c *Conn) settle() {
 	c.mu.Lock()
 	var idle chan struct{}
 	if c.flushing && c.state != dead {
-		c.idle = make(chan struct{})
-		idle = c.idle
+		idle = c.whenWritten()
 	}
 	c.mu.Unlock()
 	if idle != nil {
 		<-idle
 	}
+}
+
+// whenWritten is closed when no write is under way any more; mu is held.
+func (c *Conn) whenWritten() chan struct{} {
+	m := c.extra()
+	m.idle = make(chan struct{})
+	return m.idle
 }
 
 // finish ends a connection whose stream is closed: it waits for a write under way, unless the caller is who writes, frees the
@@ -571,15 +626,15 @@ func (c *Conn) finish(writer bool) {
 	}
 	c.state = dead
 	code := c.code
-	room := c.room
-	c.room = nil
-	if c.resumed != nil {
-		c.resumed.Broadcast()
+	var room func()
+	if m := c.rare; m != nil {
+		room, m.room = m.room, nil
 	}
+	c.rouse()
+	c.giveBack()
 	var idle chan struct{}
 	if c.flushing {
-		c.idle = make(chan struct{})
-		idle = c.idle
+		idle = c.whenWritten()
 	}
 	c.mu.Unlock()
 	if idle != nil {

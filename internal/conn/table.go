@@ -71,6 +71,7 @@ type Table struct {
 	contract atomic.Pointer[contract] // the last one given
 	inflate  *inflaters
 	buffers  sync.Pool // *[]byte of coalesce bytes, for writes and busy reads
+	outboxes sync.Pool // *outbox, empty
 
 	running sync.WaitGroup // one per connection, and one for the sweeper
 
@@ -91,6 +92,7 @@ func NewTable(o Options) *Table {
 	o.defaults()
 	t := &Table{opt: o, ping: pingFrame(), inflate: newInflaters(), stop: make(chan struct{})}
 	t.buffers.New = func() any { b := make([]byte, 0, coalesce); return &b }
+	t.outboxes.New = func() any { return &outbox{} }
 	t.metrics = newMetrics(o.Registerer, t.Len)
 	return t
 }
@@ -197,7 +199,7 @@ func (t *Table) drainOne(c *Conn) {
 
 func (t *Table) newConn(w Wire, s stream, cfg Config, h Handler) *Conn {
 	now := time.Now()
-	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, opened: now.UnixNano(), stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate}
+	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate}
 	if c.id == "" {
 		c.id = petrel.ConnID(petrel.NewName())
 	}
@@ -319,7 +321,7 @@ func (t *Table) pauseReaper(conns int) {
 
 func (c *Conn) expire() {
 	c.mu.Lock()
-	wake := c.ends != nil && c.closeLocked(c.ends.code, c.ends.reason)
+	wake := c.rare != nil && c.rare.ends != nil && c.closeLocked(c.rare.ends.code, c.rare.ends.reason)
 	c.mu.Unlock()
 	if wake {
 		c.stream.wake(c)
@@ -342,17 +344,18 @@ func (c *Conn) due(now time.Time, writeTimeout time.Duration) due {
 	if w := c.writing.Load(); w != 0 && now.UnixNano()-w > int64(writeTimeout) {
 		return dueCut
 	}
-	if g := c.giveUp.Load(); g != 0 && now.UnixNano() > g {
-		return dueCut
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.hush()
+	m := c.rare
 	switch {
-	case c.state == closing && now.UnixNano() > c.closeBy:
+	case m != nil && m.giveUp != 0 && now.UnixNano() > m.giveUp:
+		return dueCut
+	case c.state == closing && now.UnixNano() > m.closeBy:
 		return dueCut
 	case c.state != open:
 		return dueNothing
-	case c.ends != nil && now.After(c.ends.at):
+	case m != nil && m.ends != nil && now.After(m.ends.at):
 		return dueExpired
 	}
 	h := &c.contract.Heartbeat

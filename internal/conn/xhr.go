@@ -69,8 +69,8 @@ func (t *Table) OpenXHR(cfg Config, h Handler) *XHR {
 	}
 	x := &XHR{more: make(chan struct{}, 1), turn: make(chan struct{}, 1), over: make(chan struct{})}
 	x.c = t.newConn(WireXHR, x, cfg, h)
-	x.c.giveUp.Store(time.Now().Add(absentFor).UnixNano())
 	x.c.mu.Lock()
+	x.c.extra().giveUp = time.Now().Add(absentFor).UnixNano()
 	x.c.push(xhrOpen(cfg.Hostname))
 	x.c.mu.Unlock()
 	x.turn <- struct{}{}
@@ -139,11 +139,18 @@ func (x *XHR) attach(w http.ResponseWriter) (rc, old *receiver) {
 		return nil, nil
 	}
 	old, x.receiver = x.receiver, rc
-	x.c.giveUp.Store(0)
+	x.c.giveUpAt(0)
 	if old != nil {
 		old.leave()
 	}
 	return rc, old
+}
+
+// giveUpAt says when a client without a response to send by counts as gone; 0: it has one.
+func (c *Conn) giveUpAt(t int64) {
+	c.mu.Lock()
+	c.extra().giveUp = t
+	c.mu.Unlock()
 }
 
 // leave makes a receiver stop. The caller holds XHR.mu.
@@ -167,7 +174,7 @@ func (x *XHR) detach(rc *receiver, well bool) (replaced bool) {
 	if well {
 		absent = absentFor
 	}
-	x.c.giveUp.Store(time.Now().Add(absent).UnixNano())
+	x.c.giveUpAt(time.Now().Add(absent).UnixNano())
 	return false
 }
 

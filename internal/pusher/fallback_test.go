@@ -305,7 +305,10 @@ func TestFallbackLosesNothing(t *testing.T) {
 			if i%batch == 0 { // never more than the queue takes
 				w.eventually(func() bool {
 					room := true
-					w.door.Conns().Each(func(c *conn.Conn) { room = room && c.Stats().QueuedBytes < 256<<10 })
+					w.door.Conns().Each(func(c *conn.Conn) {
+						_, bytes := c.Queued()
+						room = room && bytes < 256<<10
+					})
 					return room
 				})
 			}
