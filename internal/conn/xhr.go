@@ -16,9 +16,10 @@ import (
 const (
 	// longPoll is how often something is sent at least: a poll lasts no longer, and proxies cut answers that are silent for 30 s.
 	longPoll = 25 * time.Second
-	// absentFor is how long a connection lives without a response to send by, after the last one ended well: the client is
-	// about to ask again. No client of this wire comes back after a response that broke off, so then it is less.
-	absentFor  = 10 * time.Second
+	// absentFor is how long a connection lives without a response to send by, after the last one ended well: pusher-js asks again in the
+	// same breath, so it is the time of one request on a bad network, and as much as SockJS's servers give.
+	// No client of this wire comes back after a response that broke off, so then it is less.
+	absentFor  = 5 * time.Second
 	absentGone = 3 * time.Second
 	// recycleAfter is when a streaming response has grown so far that pusher-js drops it and opens another, in units of UTF-16
 	// as JavaScript counts them. It does so only once it has read all of it, and nothing is sent on a response behind the

@@ -50,7 +50,7 @@ func (s *Server) postEvent(r *http.Request, c *call) ([]byte, error) {
 	if !want.any() {
 		return emptyObject, nil
 	}
-	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: e.Channels, Users: want.users})
+	all, err := s.census(r.Context(), c, hub.CensusQuery{Names: e.Channels, Users: want.users})
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
 	if !asked.any() {
 		return emptyObject, nil
 	}
-	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: names, Users: asked.users})
+	all, err := s.census(r.Context(), c, hub.CensusQuery{Names: names, Users: asked.users})
 	if err != nil {
 		return nil, err
 	}

@@ -96,7 +96,11 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request, buf *bytes
 		return nil, err
 	}
 	c := &call{app: petrel.AppID(r.PathValue("app")), params: ps}
+	// The signature is over the sum of the body, not over the body: who cannot sign does not make us read one.
 	if err := s.checkClaims(c.app, ps, signature); err != nil {
+		return nil, err
+	}
+	if err := s.checkSignature(r, c, signature); err != nil {
 		return nil, err
 	}
 	most := maxBody(s.opt.Apps.Settings(c.app))
@@ -104,7 +108,6 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request, buf *bytes
 	if size < 0 || size > most {
 		size = most
 	}
-	// A key is no secret, so that anybody may make us read a body before its signature is found wrong.
 	defer s.reading.Add(-size)
 	if s.reading.Add(size) > s.opt.MaxReading {
 		return nil, petrel.Errorf(petrel.CodeOverloaded, "This node is reading as many calls as it takes. Come back in a moment.").After(time.Second)
@@ -113,7 +116,7 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request, buf *bytes
 		return nil, err
 	}
 	c.body = buf.Bytes()
-	return c, s.checkSignature(r, c, signature)
+	return c, s.checkSum(c)
 }
 
 // maxBody is how large a call of an app may be: its largest batch, with room for the escapes of JSON within JSON.

@@ -2,6 +2,9 @@ package pusher
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -167,4 +170,20 @@ func TestSignatures(t *testing.T) {
 		}
 	}
 	p.quiet()
+	// A key is no secret: who cannot sign does not make us read.
+	target := w.signedURL(base.body)
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, target[:len(target)-1]+"x", unread{t})
+	r.ContentLength = 1000
+	rec := httptest.NewRecorder()
+	if w.door.ServeHTTP(rec, r); rec.Code != http.StatusUnauthorized {
+		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// unread is a body that nobody may read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body is read")
+	return 0, io.EOF
 }

@@ -36,14 +36,18 @@ func parseInfo(text string, cache bool) (i info, err error) {
 	return i, nil
 }
 
+// headerPartial is on an answer that counts what some nodes of the cell did not say in time.
+const headerPartial = "Petrel-Partial"
+
 // census counts channels over all nodes.
-func (s *Server) census(ctx context.Context, app petrel.AppID, q hub.CensusQuery) (hub.Census, error) {
-	q.App, q.Kind = app, petrel.ChannelPusher
-	c, err := s.opt.Hub.Census(ctx, q)
-	if err == nil && c.Partial() {
+func (s *Server) census(ctx context.Context, c *call, q hub.CensusQuery) (hub.Census, error) {
+	q.App, q.Kind = c.app, petrel.ChannelPusher
+	all, err := s.opt.Hub.Census(ctx, q)
+	if err == nil && all.Partial() {
 		s.metrics.partial.Inc()
+		c.w.Header().Set(headerPartial, "true")
 	}
-	return c, err
+	return all, err
 }
 
 // attributes appends {"user_count":…,"subscription_count":…} of a channel, as far as they are asked for: a presence channel has users.
@@ -71,7 +75,7 @@ func (s *Server) getChannels(r *http.Request, c *call) ([]byte, error) {
 	if i.users && !strings.HasPrefix(prefix, channel.PrefixPresence) {
 		return nil, petrel.Errorf(petrel.CodeInvalidField, "Only presence channels have a user_count: ask for it with filter_by_prefix=presence-.")
 	}
-	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Prefix: prefix, Users: i.users})
+	all, err := s.census(r.Context(), c, hub.CensusQuery{Prefix: prefix, Users: i.users})
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +110,7 @@ func (s *Server) getChannel(r *http.Request, c *call) ([]byte, error) {
 	case i.cache && !form.Cache:
 		return nil, petrel.Errorf(petrel.CodeInvalidField, "Only cache channels have a cache.")
 	}
-	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: []string{name}, Users: i.users})
+	all, err := s.census(r.Context(), c, hub.CensusQuery{Names: []string{name}, Users: i.users})
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +142,7 @@ func (s *Server) getUsers(r *http.Request, c *call) ([]byte, error) {
 	if form, err := channel.Parse(name); err != nil || form.Kind != channel.Presence {
 		return nil, petrel.Errorf(petrel.CodeInvalidField, "Only presence channels have users, and their names begin with presence-.")
 	}
-	all, err := s.census(r.Context(), c.app, hub.CensusQuery{Names: []string{name}, Users: true})
+	all, err := s.census(r.Context(), c, hub.CensusQuery{Names: []string{name}, Users: true})
 	if err != nil {
 		return nil, err
 	}

@@ -3,14 +3,17 @@ package pusher
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/petrel-chat/petrel/internal/bus"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -359,6 +362,33 @@ func TestQueries(t *testing.T) {
 }
 
 // TestBatch: all or nothing, answers in the order of the events, and a socket that is left out on whatever node it is.
+// TestPartial: an answer that lacks what another node has says so.
+func TestPartial(t *testing.T) {
+	t.Parallel()
+	net := bus.NewNetwork(1)
+	a, b := newSite(t, nil), newSite(t, nil)
+	meet(t, net, a, b)
+	a.dial().join("a", "")
+	for _, late := range []bool{false, true} {
+		if late { // n2 lives, and answers after everybody has stopped waiting
+			net.Shape("n2", "n1", bus.Link{Delay: 2 * time.Second})
+		}
+		for _, c := range []signedCall{
+			{method: "GET", path: "/apps/1001/channels"},
+			{method: "POST", path: "/apps/1001/events", body: `{"name":"n","channel":"a","data":"x","info":"subscription_count"}`},
+		} {
+			c.seen = func(h http.Header) {
+				if got := h.Get("Petrel-Partial") == "true"; got != late {
+					t.Errorf("%s %s: partial %v, want %v", c.method, c.path, got, late)
+				}
+			}
+			if status, text := a.call(c); status != http.StatusOK {
+				t.Errorf("%d %s", status, text)
+			}
+		}
+	}
+}
+
 func TestBatch(t *testing.T) {
 	t.Parallel()
 	everywhere(t, nil, func(t *testing.T, one, two *site) {

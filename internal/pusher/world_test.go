@@ -200,16 +200,21 @@ func everywhere(t *testing.T, change func(*Options, *gateway.Options), fn func(t
 		t.Parallel()
 		net := bus.NewNetwork(1)
 		a, b := newSite(t, change), newSite(t, change)
-		met := []chan struct{}{a.join(net, "n1"), b.join(net, "n2")}
-		for _, m := range met {
-			select {
-			case <-m:
-			case <-time.After(patience):
-				t.Fatal("the nodes do not meet")
-			}
-		}
+		meet(t, net, a, b)
 		fn(t, a, b)
 	})
+}
+
+// meet makes two nodes one cell.
+func meet(t *testing.T, net *bus.Network, a, b *site) {
+	t.Helper()
+	for _, met := range []chan struct{}{a.join(net, "n1"), b.join(net, "n2")} {
+		select {
+		case <-met:
+		case <-time.After(patience):
+			t.Fatal("the nodes do not meet")
+		}
+	}
 }
 
 // cable is a hub.Relay over a Bus, as node makes one.
@@ -443,6 +448,7 @@ type signedCall struct {
 	query                           url.Values
 	at                              time.Time
 	bend                            func(q url.Values)
+	seen                            func(h http.Header) // is given the answer's
 }
 
 // call signs and sends, and returns status and body.
@@ -486,6 +492,9 @@ func (w *site) call(c signedCall) (int, string) {
 		w.t.Fatal(err)
 	}
 	defer res.Body.Close()
+	if c.seen != nil {
+		c.seen(res.Header)
+	}
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		w.t.Fatal(err)
