@@ -65,12 +65,16 @@ type loop struct {
 	// what is queued. Nobody else waits for it: callbacks made under it are made by the loop.
 	own sync.Mutex
 
+	// The goroutine's own.
+	events [waveEvents]unix.EpollEvent
+	found  int                // events
+	looks  func(uintptr) bool // look, made once
+	again  []*sock            // have more to read than fitted into their turn
+
 	// The loop's own.
-	taken      inbox // what was in the inbox, being worked off
-	events     [waveEvents]unix.EpollEvent
+	taken      inbox   // what was in the inbox, being worked off
 	socks      []*sock // by slot
 	free       []int32 // slots
-	again      []*sock // have more to read than fitted into their turn
 	in, out    []byte
 	parse      hearing // for sockets between two frames
 	request    requests
@@ -127,6 +131,7 @@ func newLoop(s *Server) (l *loop, err error) {
 	if l.raw, err = l.file.SyscallConn(); err != nil {
 		return nil, fmt.Errorf("wait for an epoll instance: %w", err)
 	}
+	l.looks = l.look
 	l.parse.p.limit = s.t.opt.MessageBytes
 	l.request.init(l)
 	return l, nil
@@ -203,7 +208,7 @@ func (l *loop) run() {
 	defer l.own.Unlock()
 	for !l.ending {
 		l.own.Unlock()
-		n := l.wait(len(l.again) > 0)
+		n := l.wait()
 		l.own.Lock()
 		l.now = time.Now().UnixNano()
 		for i := range n {
@@ -225,29 +230,32 @@ func (l *loop) run() {
 }
 
 // wait returns the number of events at hand. It sleeps only when there are none, nothing is to be done again, and the inbox is empty.
-func (l *loop) wait(again bool) (n int) {
-	_ = l.raw.Read(func(uintptr) bool { // fails only when the file is closed, which comes after run
-		for {
-			var errno syscall.Errno
-			if n, errno = rawPoll(l.epfd, l.events[:]); errno != unix.EINTR {
-				break
-			}
+func (l *loop) wait() int {
+	_ = l.raw.Read(l.looks) // fails only when the file is closed, which comes after run
+	return l.found
+}
+
+// look is the poll of wait. It says whether there is something to do.
+func (l *loop) look(uintptr) bool {
+	for {
+		n, errno := rawPoll(l.epfd, l.events[:])
+		if l.found = max(n, 0); errno != unix.EINTR {
+			break
 		}
-		if n <= 0 && !again && l.phase.Load() != gathering { // or it was roused
-			l.phase.CompareAndSwap(tending, asleep)
-			l.mu.Lock()
-			empty := l.inbox.empty()
-			l.mu.Unlock()
-			if empty {
-				return false
-			}
+	}
+	if l.found == 0 && len(l.again) == 0 && l.phase.Load() != gathering { // or it was roused
+		l.phase.CompareAndSwap(tending, asleep)
+		l.mu.Lock()
+		empty := l.inbox.empty()
+		l.mu.Unlock()
+		if empty {
+			return false
 		}
-		if l.phase.Swap(gathering) != gathering {
-			l.s.gathering.Add(1)
-		}
-		return true
-	})
-	return max(n, 0)
+	}
+	if l.phase.Swap(gathering) != gathering {
+		l.s.gathering.Add(1)
+	}
+	return true
 }
 
 // ready handles one event.

@@ -30,8 +30,10 @@ func rawPoll(epfd int, events []unix.EpollEvent) (int, syscall.Errno) {
 	return int(n), errno                                                                                                                                   //nolint:gosec // at most len(events); -1 with an errno
 }
 
+// one is what is added to an eventfd. It is never written.
+var one = [8]byte{1}
+
 // rawRouse adds one to an eventfd. It cannot fail before it is 2^64.
 func rawRouse(fd int) {
-	one := [8]byte{1}
 	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), uintptr(len(one))) //nolint:gosec // as unix.Write does
 }
