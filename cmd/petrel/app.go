@@ -139,10 +139,8 @@ func (c *appListCmd) Run(con *console) error {
 		if err != nil {
 			return err
 		}
-		for i := range apps { // a list is for looking around, not for secrets
-			for j := range apps[i].Keys {
-				apps[i].Keys[j].Secret = ""
-			}
+		for i := range apps {
+			apps[i] = discreet(apps[i])
 		}
 		if c.JSON {
 			return printJSON(con.out, apps)
@@ -179,7 +177,7 @@ type appSetCmd struct {
 func (c *appSetCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
 		app, err := op.Configure(ctx, petrel.AppID(c.App), c.Settings)
-		return show(con.out, c.JSON, app, err)
+		return show(con.out, c.JSON, discreet(app), err)
 	})
 }
 
@@ -212,7 +210,7 @@ type appSuspendCmd struct {
 func (c *appSuspendCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
 		app, err := op.Suspend(ctx, petrel.AppID(c.App), c.Reason)
-		return show(con.out, c.JSON, app, err)
+		return show(con.out, c.JSON, discreet(app), err)
 	})
 }
 
@@ -225,7 +223,7 @@ type appResumeCmd struct {
 func (c *appResumeCmd) Run(con *console) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
 		app, err := op.Resume(ctx, petrel.AppID(c.App))
-		return show(con.out, c.JSON, app, err)
+		return show(con.out, c.JSON, discreet(app), err)
 	})
 }
 
@@ -258,6 +256,14 @@ func (c *tokenCmd) Run(con *console) error {
 	})
 }
 
+// discreet is an app without its secrets: only who makes a key, or asks to be shown the app, is given them.
+func discreet(a node.App) node.App {
+	for i := range a.Keys {
+		a.Keys[i].Secret = ""
+	}
+	return a
+}
+
 func show(w io.Writer, asJSON bool, a node.App, err error) error {
 	if err != nil {
 		return err
@@ -271,7 +277,10 @@ func show(w io.Writer, asJSON bool, a node.App, err error) error {
 	}
 	fmt.Fprintf(w, "state   %s\n", state(a))
 	for _, k := range a.Keys {
-		fmt.Fprintf(w, "key     %s\nsecret  %s\n", k.Key, k.Secret)
+		fmt.Fprintf(w, "key     %s\n", k.Key)
+		if k.Secret != "" {
+			fmt.Fprintf(w, "secret  %s\n", k.Secret)
+		}
 	}
 	for i, s := range a.Settings {
 		label := ""

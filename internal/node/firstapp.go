@@ -39,7 +39,11 @@ func (n *Node) firstApp(ctx context.Context) (app App, made bool, err error) {
 // notice tells the person who started the node what to open and, once, what to paste.
 func (n *Node) notice(w io.Writer, app App, made bool) error {
 	url := n.cfg.scheme() + n.Addr()
-	fmt.Fprintf(w, "\nPetrel is ready.\n\n  open     %s\n  admin    http://%s/healthz\n", url, n.AdminAddr())
+	fmt.Fprintf(w, "\nPetrel is ready.\n\n  open     %s\n", url)
+	if addr := n.TLSAddr(); addr != "" {
+		fmt.Fprintf(w, "  or       https://%s\n", addr)
+	}
+	fmt.Fprintf(w, "  admin    http://%s/healthz\n", n.AdminAddr())
 	if n.cfg.Demo {
 		fmt.Fprintf(w, "  pusher   %s/examples/pusher.html\n\nThis is the demo: open the page in two browsers and choose two names.\n", url)
 	}

@@ -32,7 +32,7 @@ type App struct {
 // Key is a pair with which an app's backend signs.
 type Key struct {
 	Key    string `json:"key"`
-	Secret string `json:"secret"`
+	Secret string `json:"secret,omitempty"`
 }
 
 // Setting is one of an app's settings. A switch is "on" or "off".
