@@ -45,7 +45,7 @@ class Process {
   launch(args, env) {
     mkdirSync(this.dir, { recursive: true });
     writeFileSync(join(this.dir, "lock"), ""); // what an earlier process wrote is not this one's
-    const child = spawn(binary(), ["serve", "--name", this.name, "--data", this.dir, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "text", ...args], {
+    const child = spawn(binary(), ["serve", "--name", this.name, "--data", this.dir, "--listen", this.listen ?? "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "text", ...args], {
       stdio: ["ignore", "pipe", "pipe"],
       env: environment(env),
     });
@@ -144,29 +144,45 @@ export class Installation {
     this.nodes = nodes;
   }
 
-  /** Starts `size` nodes; more than one are a cell. options: args and env of every node. */
-  static async start(size, { args = [], env = {}, label } = {}) {
+  /**
+   * Starts `size` nodes; more than one are a cell. options: args and env of every node; port: each node has an address of its own on this
+   * machine with that port (127.0.0.2, 127.0.0.3, …), which clients are told.
+   */
+  static async start(size, { args = [], env = {}, label, port } = {}) {
     const dir = mkdtempSync(join(tmpdir(), "petrel-conformance-"));
-    const nodes = Array.from({ length: size }, (_, i) => new Process(`n${i + 1}`, join(dir, `n${i + 1}`)));
-    const made = new Installation(label ?? (size === 1 ? "one node" : `${size} nodes`), dir, nodes);
+    const made = new Installation(label ?? (size === 1 ? "one node" : `${size} nodes`), dir, []);
+    const { nodes } = made;
+    made.port = port;
+    made.add(size);
     made.args = args;
     made.env = { PETREL_APP_ID: firstApp.id, PETREL_APP_KEY: firstApp.key, PETREL_APP_SECRET: firstApp.secret, PETREL_WEBHOOK_ALLOW: "127.0.0.0/8", PETREL_COMPRESS: String(size > 1), ...env }; // on one node every frame is plain; on three, large ones are compressed for clients that offer it
     if (process.env.CONFORMANCE_KEEP === undefined) process.once("exit", () => made.end());
     await made.up(0);
     await Promise.all(nodes.slice(1).map((_, i) => made.up(i + 1)));
-    if (size > 1) {
-      await poll("every node to vote", async () => {
-        const cell = await nodes[0].admin("GET", "/admin/cell");
-        return cell.leader && cell.nodes.length === size && cell.nodes.every((n) => n.role !== "nonvoter");
-      });
-    }
+    if (size > 1) await made.voting();
     return made;
+  }
+
+  add(count) {
+    for (let n = 0; n < count; n++) {
+      const node = new Process(`n${this.nodes.length + 1}`, join(this.dir, `n${this.nodes.length + 1}`));
+      if (this.port) node.listen = `127.0.0.${this.nodes.length + 2}:${this.port}`;
+      this.nodes.push(node);
+    }
+  }
+
+  async voting() {
+    await poll("every node to vote", async () => {
+      const cell = await this.nodes[0].admin("GET", "/admin/cell");
+      return cell.leader && cell.nodes.length === this.nodes.length && cell.nodes.every((n) => n.role !== "nonvoter");
+    });
   }
 
   /** Starts node i, for the first time or again, and waits until it is ready. */
   async up(i) {
     const node = this.nodes[i];
     const args = [...this.args];
+    if (node.listen) args.push("--public-url", `http://${node.listen}`);
     if (this.nodes.length > 1) {
       args.push("--peer", "127.0.0.1:0", "--bus", "127.0.0.1:0");
       if (i > 0 && !existsSync(join(node.dir, "cell.json"))) {
