@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/limit"
 )
 
 func TestTrigger(t *testing.T) {
@@ -177,6 +178,25 @@ func TestSignatures(t *testing.T) {
 	rec := httptest.NewRecorder()
 	if w.door.ServeHTTP(rec, r); rec.Code != http.StatusUnauthorized {
 		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// TestInfoIsChargedOnce: an answer with counts is made on a second way, where it may wait for other nodes, and is one call all the same.
+func TestInfoIsChargedOnce(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, func(_ *Options, g *gateway.Options) { g.AppRate = limit.Rate{PerSecond: 1e-6, Burst: 4} })
+	for i, body := range []string{
+		`{"name":"n","channel":"a","data":"x","info":"subscription_count"}`, `{"name":"n","channel":"a","data":"x"}`,
+		`{"name":"n","channel":"a","data":"x","info":"subscription_count"}`, `{"name":"n","channel":"a","data":"x","info":"subscription_count"}`,
+		`{"name":"n","channel":"a","data":"x"}`,
+	} {
+		want := http.StatusOK
+		if i == 4 {
+			want = http.StatusTooManyRequests
+		}
+		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/events", body: body}); status != want {
+			t.Fatalf("call %d: %d %s", i, status, text)
+		}
 	}
 }
 
