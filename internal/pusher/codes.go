@@ -51,8 +51,8 @@ func closeFor(err error) (conn.CloseCode, string) {
 		return closeDisabled, "The app is suspended. Ask who runs this installation."
 	case petrel.CodeLimitReached:
 		return closeOverQuota, "The app has as many connections as it may have."
-	case petrel.CodeDraining:
-		return conn.CloseReconnect, "This node is leaving. Come back: another one answers."
+	case petrel.CodeDraining: // in the range that means "after a second": until a balancer knows, it may send them here again
+		return closeOverCapacity, "This node is leaving. Come back: another one answers."
 	}
 	return closeOverCapacity, "This node is at its limits. Come back in a moment."
 }

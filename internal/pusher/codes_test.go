@@ -13,7 +13,7 @@ func TestCloseCodes(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[petrel.Code]conn.CloseCode{
 		petrel.CodeInvalidToken: 4001, petrel.CodeAppSuspended: 4003, petrel.CodeLimitReached: 4004,
-		petrel.CodeOverloaded: 4100, petrel.CodeBusy: 4100, petrel.CodeRateLimited: 4100, petrel.CodeDraining: 4200,
+		petrel.CodeOverloaded: 4100, petrel.CodeBusy: 4100, petrel.CodeRateLimited: 4100, petrel.CodeDraining: 4100,
 	} {
 		if got, text := closeFor(petrel.Errorf(code, "x")); got != want || text == "" {
 			t.Errorf("%s: %d %q, want %d", code, got, text, want)

@@ -134,11 +134,7 @@ func (f *fallback) receive(w http.ResponseWriter, r *http.Request) {
 	if f.forward(w, r, kind, name, true) {
 		return
 	}
-	if err := f.open(r, name, key, app); petrel.CodeOf(err) == petrel.CodeDraining {
-		f.count(kind, "refused")
-		f.s.opt.Gateway.Refuse(w, r, err) // it comes back after a second; a close code that says so would make it come at once
-		return
-	} else if err != nil {
+	if err := f.open(r, name, key, app); err != nil {
 		code, text := closeFor(err)
 		f.refuse(w, kind, code, text)
 		return

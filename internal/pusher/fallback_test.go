@@ -407,6 +407,33 @@ func TestFallbackLeavesWithItsNode(t *testing.T) {
 	w.farOff("xhr", "/pusher/app/"+testKey+"/1/third").wantEnd("1006 ")
 }
 
+// TestNewcomersOfALeavingNode: as long as polling clients must be told, the listener is open; who comes meanwhile is told to come back in a way
+// that pusher-js understands at once, where it would wait for a refused request for many seconds.
+func TestNewcomersOfALeavingNode(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	w.far("xhr", "first")
+	w.far("xhr", "second") // told at the end of the time
+	ctx, cancel := context.WithCancel(context.Background())
+	left := make(chan error, 1)
+	go func() { left <- w.door.Drain(ctx, time.Hour) }()
+	w.eventually(func() bool {
+		res, err := http.Get(w.url + "/v1/rooms")
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusServiceUnavailable
+	})
+	w.farOff("xhr", "/pusher/app/"+testKey+"/1/third").wantEnd("c[4100,")
+	w.farOff("xhr_streaming", "/pusher/app/"+testKey+"/1/fourth").wantEnd("c[4100,")
+	w.open("/app/" + testKey + query).wantError(4100)
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
 // TestFallbackRevoked: who would not be let in now is sent away, wherever it is between two polls.
 func TestFallbackRevoked(t *testing.T) {
 	t.Parallel()

@@ -138,7 +138,7 @@ func Register(o Options) *Server {
 	s.users.by = map[userKey]map[*session]struct{}{}
 	s.handshakes = newLimits(o.Handshakes)
 	s.bodies.New = newBody
-	socket := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, MaxBody: -1}
+	socket := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, Leaving: true, MaxBody: -1}
 	onLoop := socket
 	onLoop.Loop = true
 	o.Gateway.Handle("GET /app/{key}", onLoop, http.HandlerFunc(s.connect))
