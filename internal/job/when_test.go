@@ -92,7 +92,7 @@ func TestWhenRefuses(t *testing.T) {
 			t.Errorf("%q: %+v, %v", when, w, err)
 		}
 	}
-	for _, zone := range []string{"Local", "Europe/Nowhere", "../../etc/passwd", "/etc/localtime", "CEST ", strings.Repeat("a", 100), "Europe/Berlin\x00"} {
+	for _, zone := range []string{"Local", "localtime", "posix/Europe/Berlin", "right/UTC", "posixrules", "Europe/Nowhere", "../../etc/passwd", "/etc/localtime", "CEST ", strings.Repeat("a", 100), "Europe/Berlin\x00"} {
 		if _, err := ParseWhen("@daily", zone); petrel.CodeOf(err) != petrel.CodeInvalidField {
 			t.Errorf("zone %q: %v", zone, err)
 		}
