@@ -62,7 +62,8 @@ func ParseWhen(text, zone string) (w When, err error) {
 		w.hourly = text == "@hourly"
 	}
 	if w.cron, err = cron.ParseStandard(text); err != nil {
-		return w, errWhen("It does not read so: %s.", err)
+		text, _, _ := strings.Cut(err.Error(), ": strconv.")
+		return w, errWhen("It does not read so: %s.", text)
 	}
 	if w.Next(time.Unix(0, 0)).IsZero() {
 		return w, errWhen("There is no such day.")

@@ -143,6 +143,13 @@ func inBatch(i int, err error) error {
 }
 
 func badJSON(err error) error {
+	var other *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &other) && other.Field == "":
+		return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: it is of the type %s.", other.Value)
+	case other != nil:
+		return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: %s is of the type %s.", other.Field, other.Value)
+	}
 	return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: %s.", strings.TrimPrefix(err.Error(), "json: "))
 }
 
