@@ -320,7 +320,7 @@ func (c *Conn) gaveUp() bool {
 func (c *Conn) unheard() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state == closing && c.code == CloseSlow && !c.peerDone
+	return c.state == closing && c.code == CloseSlow && !c.peerDone && (c.wire == WireWebSocket || !c.closeSent) // on other wires nobody answers
 }
 
 // CloseAt makes the table close the connection with code when t has passed (to the second). The zero time forgets it.

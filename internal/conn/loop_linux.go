@@ -472,6 +472,9 @@ func (l *loop) end(s *sock) {
 	_ = unix.Close(s.fd)
 	l.forget(s)
 	l.s.opt.Release()
+	if s.supply != nil {
+		l.unsupply(s)
+	}
 	if c := s.conn; c != nil {
 		c.finish(true)
 		l.s.t.running.Done()

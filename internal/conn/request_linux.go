@@ -177,11 +177,14 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 		r.sendAway(s, one, rest)
 		return
 	}
-	if w.handler != nil {
+	switch {
+	case w.handler != nil:
 		r.upgrade(s, w, req, rest)
-		return
+	case w.supply != nil:
+		r.receive(s, w, req.Close, rest)
+	default:
+		r.answer(s, w, req.Close)
 	}
-	r.answer(s, w, req.Close)
 }
 
 // sendAway answers a request in a goroutine of its own, because it may have to wait. Nothing is read of the socket meanwhile.
@@ -197,11 +200,18 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 		}
 		r.l.post(func() {
 			if s.fd < 0 {
+				w.abandon()
 				return
 			}
 			s.away = false
-			if held := s.held; w.handler != nil {
+			held := s.held
+			switch {
+			case w.handler != nil:
 				r.upgrade(s, w, req, held)
+				return
+			case w.supply != nil:
+				r.receive(s, w, req.Close, held)
+				r.l.supplied(s)
 				return
 			}
 			r.answer(s, w, err != nil || req.Close)
@@ -216,6 +226,7 @@ func (l *loop) call(w *reply, req *http.Request) {
 		if v := recover(); v != nil {
 			l.s.t.metrics.panics.Inc()
 			l.s.t.opt.Logger.Error("A request's handler panicked on a loop. This is a bug: please report it.", "panic", v, "stack", string(debug.Stack()))
+			w.abandon()
 			w.reset(w.loop)
 			w.header.Set("Connection", "close")
 			w.WriteHeader(http.StatusInternalServerError)
@@ -323,6 +334,7 @@ type reply struct {
 	wire    Wire
 	cfg     Config
 	handler Handler // not nil: the socket becomes a connection
+	supply  *supply // not nil: the answer takes frames of a connection
 }
 
 const onLoop = true
@@ -349,7 +361,7 @@ func (w *reply) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter.
 func (w *reply) Write(b []byte) (int, error) {
-	if w.handler != nil {
+	if w.handler != nil || w.supply != nil {
 		return 0, http.ErrHijacked
 	}
 	w.WriteHeader(http.StatusOK)
@@ -363,6 +375,17 @@ func (w *reply) again() bool {
 }
 
 func (w *reply) upgrade(wire Wire, cfg Config, h Handler) { w.wire, w.cfg, w.handler = wire, cfg, h }
+
+func (w *reply) receive(x *XHR, rc, old *receiver, streams bool) {
+	w.supply = &supply{x: x, rc: rc, old: old, streams: streams}
+}
+
+// abandon is called when an answer is not written: nothing waits for it then.
+func (w *reply) abandon() {
+	if p := w.supply; p != nil {
+		p.x.detach(p.rc, false)
+	}
+}
 
 // append writes the answer as HTTP/1.1.
 func (w *reply) append(b, date []byte, last bool) []byte {

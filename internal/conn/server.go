@@ -74,6 +74,7 @@ func (o *ServerOptions) defaults() {
 type looped interface {
 	again() bool // true: on a loop, which calls the handler again where it may wait
 	upgrade(wire Wire, cfg Config, h Handler)
+	receive(x *XHR, rc, old *receiver, streams bool)
 }
 
 // loopOf finds a loop's own ResponseWriter below wrappers, nil when the request is not answered on a loop.

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Server accepts sockets on epoll loops, one goroutine each, and keeps those that become WebSockets: an idle one has no goroutine, no
+// Server accepts sockets on epoll loops, one goroutine each, and keeps those that become connections: an idle one has no goroutine, no
 // buffer and no timer. A loop reads heads itself, lets Handler answer what is hot, and hands every other socket to Rest, with the
 // bytes that were read of it.
 //

@@ -14,6 +14,7 @@ type sock struct {
 	peer       string  // its address, while it speaks HTTP
 	parser     *parser // of a frame that has begun
 	stuck      *stuck  // what the kernel has not taken yet
+	supply     *supply // the response that it waits for takes frames of a connection over HTTP
 	since      int64   // since when it is waited for: a request, or the next one
 	fd         int     // < 0: ended
 	slot       int32
@@ -79,6 +80,9 @@ func (s *sock) goodbye(code CloseCode, reason string) []byte {
 func (l *loop) read(s *sock) {
 	if s.waits() {
 		s.reread = true // the edge is spent
+		if s.supply != nil && s.hangup {
+			l.end(s)
+		}
 		return
 	}
 	for range waveReads {
@@ -158,6 +162,11 @@ func (l *loop) feed(s *sock, b []byte) {
 
 // resume reads on where a connection was paused.
 func (l *loop) resume(s *sock) {
+	if s.supply != nil {
+		l.supply(s)
+		l.supplied(s)
+		return
+	}
 	rest := s.held
 	if s.conn == nil || rest == nil {
 		return
@@ -195,12 +204,25 @@ func (l *loop) unstick(s *sock) {
 		return
 	}
 	if st.left = st.left[n:]; len(st.left) > 0 {
-		if n > 0 && s.conn != nil {
+		switch {
+		case n > 0 && s.conn != nil:
 			s.conn.writing.Store(l.now)
+		case n > 0 && s.supply != nil:
+			s.supply.x.c.writing.Store(l.now)
 		}
 		return
 	}
 	s.stuck = nil
+	if p := s.supply; p != nil {
+		p.x.c.writing.Store(0)
+		if p.batch != nil {
+			p.done += p.piece
+			l.push(p)
+		}
+		l.supply(s)
+		l.supplied(s)
+		return
+	}
 	if s.conn == nil {
 		l.request.written(s)
 		l.request.goOn(s)

@@ -33,7 +33,7 @@ const (
 // most one response receives at a time; between two of them frames wait in the queue. pusher-js calls the two
 // ways of receiving xhr_streaming and xhr_polling.
 //
-// There is no goroutine of its own: the one that serves the receiving response writes, those of the bodies call the handler.
+// There is no goroutine of its own: the loop or the goroutine that serves the receiving response writes, those of the bodies call the handler.
 type XHR struct {
 	c    *Conn
 	more chan struct{} // a token: the queue is no longer empty
@@ -55,6 +55,13 @@ type receiver struct {
 	stop    chan struct{} // closed when another took its place, or the connection is over
 	done    chan struct{} // closed when it will take and write no more frames
 	writing bool          // guarded by XHR.mu
+	loop    taker         // the response is on a loop; guarded by XHR.mu
+}
+
+// taker is a response on a loop. Its methods must not block.
+type taker interface {
+	take()  // frames wait
+	leave() // it must take no more: stop is closed
 }
 
 // OpenXHR begins a connection. Serve its first response right after; OnOpen has then been called.
@@ -94,35 +101,43 @@ func (t *Table) OpenXHR(cfg Config, h Handler) *XHR {
 func (x *XHR) Conn() *Conn { return x.c }
 
 // ServeStream answers r with frames as they come, until the client goes, the connection ends, another response
-// takes over, or this one has grown to where pusher-js drops it (256 KiB). It returns ErrClosed, and has answered nothing,
-// when the connection is over already.
+// takes over, or this one has grown to where pusher-js drops it (256 KiB); on a loop it returns at once. It returns ErrClosed, and has
+// answered nothing, when the connection is over already.
 func (x *XHR) ServeStream(w http.ResponseWriter, r *http.Request) error {
-	return x.serve(w, r, (*XHR).stream)
+	return x.serve(w, r, true)
 }
 
 // ServePoll answers r with the frames that are waiting, or with the first that come. It returns ErrClosed, and has answered
 // nothing, when the connection is over already.
 func (x *XHR) ServePoll(w http.ResponseWriter, r *http.Request) error {
-	return x.serve(w, r, (*XHR).poll)
+	return x.serve(w, r, false)
 }
 
-// serve makes w the one response that receives. run says whether the response ended well.
-func (x *XHR) serve(w http.ResponseWriter, r *http.Request, run func(*XHR, context.Context, *receiver) bool) error {
+// serve makes w the one response that receives.
+func (x *XHR) serve(w http.ResponseWriter, r *http.Request, streams bool) error {
 	rc, old := x.attach(w)
 	if rc == nil {
 		return ErrClosed
 	}
 	x.c.heard.Store(time.Now().UnixNano())
+	h := w.Header()
+	h.Set("Content-Type", "application/javascript; charset=UTF-8") // browsers show such a body as it comes
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx would hold the frames back
+	if l := loopOf(w); l != nil {
+		l.receive(x, rc, old, streams)
+		return nil
+	}
 	if old != nil {
 		<-old.done // what it was writing is written, or in the queue again
 	}
 	_ = rc.ctl.SetWriteDeadline(time.Time{}) // the sweeper watches instead of a deadline for the whole answer
 	_ = rc.ctl.SetReadDeadline(time.Time{})
-	h := w.Header()
-	h.Set("Content-Type", "application/javascript; charset=UTF-8") // browsers show such a body as it comes
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold the frames back
-	well := run(x, r.Context(), rc)
+	run := x.poll
+	if streams {
+		run = x.stream
+	}
+	well := run(r.Context(), rc) // says whether the response ended well
 	replaced := x.detach(rc, well)
 	_ = rc.ctl.SetWriteDeadline(time.Now().Add(x.c.table.opt.CloseWait)) // net/http still has the end to write
 	if replaced && !well {
@@ -157,9 +172,19 @@ func (c *Conn) giveUpAt(t int64) {
 // leave makes a receiver stop. The caller holds XHR.mu.
 func (rc *receiver) leave() {
 	close(rc.stop)
-	if rc.writing {
+	switch {
+	case rc.loop != nil:
+		rc.loop.leave()
+	case rc.writing:
 		_ = rc.ctl.SetWriteDeadline(time.Unix(1, 0)) // frees a write that is stuck
 	}
+}
+
+// bind says which loop's response rc is.
+func (x *XHR) bind(rc *receiver, t taker) {
+	x.mu.Lock()
+	rc.loop = t
+	x.mu.Unlock()
 }
 
 // detach says that rc takes no more frames, and whether another has its place.
@@ -405,6 +430,16 @@ func (x *XHR) beat() {
 
 // wake implements stream.
 func (x *XHR) wake(*Conn) {
+	x.mu.Lock()
+	var t taker
+	if x.receiver != nil {
+		t = x.receiver.loop
+	}
+	x.mu.Unlock()
+	if t != nil {
+		t.take()
+		return
+	}
 	select {
 	case x.more <- struct{}{}:
 	default:

@@ -592,3 +592,35 @@ func waitFor(t *testing.T, ok func() bool) {
 		}
 	}
 }
+
+// TestShapes: a loop recognises what is hot as the mux would.
+func TestShapes(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		pattern, method, path string
+		want                  bool
+	}{
+		{"GET /v1/connect", "GET", "/v1/connect", true},
+		{"GET /v1/connect", "GET", "/v1/connect/", false},
+		{"GET /v1/connect", "HEAD", "/v1/connect", false},
+		{"GET /v1/connect", "GET", "/v1", false},
+		{"GET /app/{key}", "GET", "/app/k", true},
+		{"GET /app/{key}", "GET", "/app/", false},
+		{"GET /app/{key}", "GET", "/app/k/x", false},
+		{"POST /apps/{id}/events", "POST", "/apps/1/events", true},
+		{"POST /apps/{id}/events", "POST", "/apps//events", false},
+		{"POST /apps/{id}/events", "POST", "/apps/1/event", false},
+		{"POST /pusher/app/{key}/{server}/{session}/xhr", "POST", "/pusher/app/k/1/s/xhr", true},
+		{"POST /pusher/app/{key}/{server}/{session}/xhr", "POST", "/pusher/app/k/1/s/xhr_send", false},
+		{"POST /pusher/app/{key}/{server}/{session}/xhr", "POST", "/pusher/app/k/1/xhr", false},
+		{"OPTIONS /pusher/", "OPTIONS", "/pusher/app/k/1/s/xhr", true},
+		{"OPTIONS /pusher/", "OPTIONS", "/pusher/", true},
+		{"OPTIONS /pusher/", "OPTIONS", "/pusher", false},
+		{"OPTIONS /pusher/", "OPTIONS", "/other/x", false},
+	} {
+		s := newShape(c.pattern)
+		if got := s.matches(c.method, c.path); got != c.want {
+			t.Errorf("%s and %s %s: %v", c.pattern, c.method, c.path, got)
+		}
+	}
+}

@@ -59,30 +59,51 @@ func (g *Gateway) Handle(pattern string, route Route, h http.Handler) {
 	g.mux.Handle(pattern, h)
 }
 
-// shape is a pattern with at most one wildcard, as a loop recognises it.
+// shape is a pattern as a loop recognises it.
 type shape struct {
-	method, begin, end string
-	wild               bool
+	method string
+	parts  []string // "": anything
+	below  bool     // and all paths below
 }
 
 func newShape(pattern string) shape {
 	method, path, _ := strings.Cut(pattern, " ")
-	begin, rest, wild := strings.Cut(path, "{")
-	_, end, _ := strings.Cut(rest, "}")
-	return shape{method, begin, end, wild}
+	s := shape{method: method, below: strings.HasSuffix(path, "/")}
+	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if strings.HasPrefix(part, "{") {
+			part = ""
+		}
+		s.parts = append(s.parts, part)
+	}
+	return s
 }
 
-func (s shape) matches(method, path string) bool {
-	if method != s.method || !strings.HasPrefix(path, s.begin) || !strings.HasSuffix(path[len(s.begin):], s.end) {
+func (s *shape) matches(method, path string) bool {
+	if method != s.method {
 		return false
 	}
-	middle := path[len(s.begin) : len(path)-len(s.end)]
-	return (middle != "") == s.wild && !strings.Contains(middle, "/")
+	rest, more := strings.TrimPrefix(path, "/"), true
+	for _, want := range s.parts {
+		var part string
+		if !more {
+			return false
+		}
+		part, rest, more = strings.Cut(rest, "/")
+		if part == "" || want != "" && part != want {
+			return false
+		}
+	}
+	return more == s.below
 }
 
 // isHot says whether a request is answered on a loop.
 func (g *Gateway) isHot(method, path string) bool {
-	return slices.ContainsFunc(g.hot, func(s shape) bool { return s.matches(method, path) })
+	for i := range g.hot {
+		if g.hot[i].matches(method, path) {
+			return true
+		}
+	}
+	return false
 }
 
 type requestKey struct{}

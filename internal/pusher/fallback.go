@@ -60,14 +60,15 @@ func (s *Server) mountFallback() {
 	}
 	s.fallback.forwarded = s.fallback.answerNodes()
 	const base = "/pusher/app/{key}/{server}/{session}/"
-	receive := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, Leaving: true, MaxBody: -1}
-	send := gateway.Route{Access: gateway.Own, Repeats: true, Leaving: true, MaxBody: -1}
+	receive := gateway.Route{Access: gateway.Own, LongLife: true, Repeats: true, Leaving: true, MaxBody: -1, Loop: true}
+	send := gateway.Route{Access: gateway.Own, Repeats: true, Leaving: true, MaxBody: -1, Away: true}
+	preflight := gateway.Route{Access: gateway.Own, Repeats: true, Loop: true} // or its socket would be net/http's for good
 	other := gateway.Route{Access: gateway.Own, Repeats: true}
 	g := s.opt.Gateway
 	g.Handle("POST "+base+"xhr_streaming", receive, s.fallback.anyOrigin(s.fallback.receive))
 	g.Handle("POST "+base+"xhr", receive, s.fallback.anyOrigin(s.fallback.receive))
 	g.Handle("POST "+base+"xhr_send", send, s.fallback.anyOrigin(s.fallback.send))
-	g.Handle("OPTIONS /pusher/", other, s.fallback.anyOrigin(s.fallback.preflight))
+	g.Handle("OPTIONS /pusher/", preflight, s.fallback.anyOrigin(s.fallback.preflight))
 	g.Handle("/pusher/", other, s.fallback.anyOrigin(s.nothing))
 }
 
@@ -122,7 +123,7 @@ func (f *fallback) receive(w http.ResponseWriter, r *http.Request) {
 		f.refuse(w, kind, closeNoPath, "There is nothing at this path: server and session are short names.")
 		return
 	}
-	if !f.body(w, r, kind, maxReceive) || f.serve(w, r, kind, name) || f.forward(w, r, kind, name, false) {
+	if !f.body(w, r, kind, maxReceive) || f.serve(w, r, kind, name) || conn.Again(w) || f.forward(w, r, kind, name, false) {
 		return
 	}
 	key := r.PathValue("key")
