@@ -65,3 +65,40 @@ func TestFanOutAllocatesPerPublication(t *testing.T) {
 		t.Errorf("a publication allocates %v times for one subscriber, %v times for a thousand", allocs[1], allocs[1_000])
 	}
 }
+
+// TestAnnounceAllocatesPerPublication is the same of what is ephemeral, on an exact channel.
+func TestAnnounceAllocatesPerPublication(t *testing.T) {
+	allocs := map[int]float64{}
+	for _, n := range []int{1, 1_000} {
+		h, sinks := listeners(t, pusherChannel(0), n)
+		p := tick(pusherChannel(0), "x")
+		p.Except = "nobody"
+		allocs[n] = testing.AllocsPerRun(100, func() { _ = h.Announce(p, nil) })
+		for i := range sinks {
+			if sinks[i].n != 101 { // one to warm up
+				t.Fatalf("subscriber %d of %d heard %d of 101", i, n, sinks[i].n)
+			}
+		}
+	}
+	if allocs[1_000] > allocs[1] {
+		t.Errorf("a publication allocates %v times for one subscriber, %v times for a thousand", allocs[1], allocs[1_000])
+	}
+}
+
+// TestSubscribeAllocatesItself: on a channel that is there a subscription is one piece of memory, and on a new one there are two more: the channel and
+// its list.
+func TestSubscribeAllocatesItself(t *testing.T) {
+	for others, want := range map[int]float64{0: 3, 1: 1} {
+		h, _ := listeners(t, pusherChannel(0), others)
+		to, ch := &sink{}, pusherChannel(0)
+		if got := testing.AllocsPerRun(100, func() {
+			s, err := h.Subscribe(Request{Channel: ch, Subscriber: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+		}); got > want {
+			t.Errorf("beside %d others a subscription allocates %v times, not %v", others, got, want)
+		}
+	}
+}

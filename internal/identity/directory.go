@@ -39,6 +39,7 @@ type DirectoryOptions struct {
 type Directory struct {
 	opt     DirectoryOptions
 	current atomic.Pointer[snapshot] // nil before the first Load
+	nobody  *sync.Pool               // *mac, for keys that are not known
 
 	// mu makes Load and Publish take turns. Load holds it from before its read begins: what was published before is in
 	// what it reads, and what is published after it waits. Taken inside apply's lock, and nothing is locked inside it but the store.
@@ -60,6 +61,7 @@ type signer struct {
 	app    petrel.AppID
 	secret []byte
 	digest [sha256.Size]byte // of the secret: makes comparing cost the same for every length
+	macs   *sync.Pool        // *mac, with this secret
 }
 
 // NewDirectory returns a directory that refuses everybody with CodeBusy until Load.
@@ -67,7 +69,7 @@ func NewDirectory(o DirectoryOptions) *Directory {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Directory{opt: o}
+	return &Directory{opt: o, nobody: newMacs(nil)}
 }
 
 // Load replaces the snapshot by what the store holds now; O(apps). It may be called at any time, also within
@@ -174,7 +176,9 @@ func (s *snapshot) suspend(app petrel.AppID, suspended bool) {
 }
 
 func newSigner(app petrel.AppID, secret string) signer {
-	return signer{app: app, secret: []byte(secret), digest: sha256.Sum256([]byte(secret))}
+	s := signer{app: app, secret: []byte(secret), digest: sha256.Sum256([]byte(secret))}
+	s.macs = newMacs(s.secret)
+	return s
 }
 
 func (d *Directory) set(next *snapshot, app petrel.AppID) {

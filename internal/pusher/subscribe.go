@@ -88,9 +88,11 @@ func (c *session) authorize(w *wish, form channel.Form) error {
 	if !form.Authorised() {
 		return nil
 	}
-	text := string(c.conn.ID()) + ":" + w.Channel
+	id := c.conn.ID()
+	text := make([]byte, 0, len(id)+len(w.Channel)+len(w.ChannelData)+2)
+	text = append(append(append(text, id...), ':'), w.Channel...)
 	if form.Kind == channel.Presence {
-		text += ":" + w.ChannelData
+		text = append(append(text, ':'), w.ChannelData...)
 	}
 	if !c.signed(w.Auth, text) {
 		return refuse(int(closeUnauthorized), "The auth of %s is not a signature of this app over this connection's socket id and the channel.", w.Channel)
@@ -99,9 +101,9 @@ func (c *session) authorize(w *wish, form channel.Form) error {
 }
 
 // signed checks an auth string, key:signature, over a text.
-func (c *session) signed(auth, text string) bool {
+func (c *session) signed(auth string, text []byte) bool {
 	key, mac, ok := strings.Cut(auth, ":")
-	app, err := c.s.opt.Apps.Verify(key, []byte(text), mac)
+	app, err := c.s.opt.Apps.Verify(key, text, mac)
 	return ok && err == nil && app == c.app
 }
 

@@ -80,7 +80,7 @@ func (c *session) signin(f *clientFrame) error {
 	if err := readData(f.Data, &in); err != nil {
 		return err
 	}
-	if !c.signed(in.Auth, string(c.conn.ID())+"::user::"+in.UserData) {
+	if !c.signed(in.Auth, []byte(string(c.conn.ID())+"::user::"+in.UserData)) {
 		return refuse(int(closeUnauthorized), "The auth of the sign-in is not a signature of this app over this connection's socket id and the user data.")
 	}
 	var data struct {
