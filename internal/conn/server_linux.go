@@ -131,9 +131,12 @@ func (r rest) Addr() net.Addr { return r.s.addr }
 func (s *Server) Drain() {
 	s.drainOnce.Do(func() {
 		close(s.drained)
+		var done sync.WaitGroup
 		for _, l := range s.loops {
-			l.post(l.drain)
+			done.Add(1)
+			l.post(func() { defer done.Done(); l.drain() })
 		}
+		done.Wait() // or one who comes now would still be let in
 	})
 }
 
