@@ -43,6 +43,9 @@ type OwnerOptions struct {
 	Reconsider func()
 	// Hooks of an app, from memory.
 	Hooks func(app petrel.AppID) []identity.Hook
+	// Any says whether any app has webhooks: without, nothing is owned in the eyes of whoever watches channels, and no node needs to hear of the
+	// others' channels. When it may have changed, call HooksChanged. Default: always.
+	Any func() bool
 	// Do carries out a command for an app, as the system.
 	Do   func(ctx context.Context, app petrel.AppID, c command.Command) (command.Result, error)
 	View func(ctx context.Context, fn func(*projection.Reader) error) error
@@ -64,6 +67,9 @@ type OwnerOptions struct {
 }
 
 func (o *OwnerOptions) defaults() {
+	if o.Any == nil {
+		o.Any = func() bool { return true }
+	}
 	if o.Nodes == nil || o.InTouch == nil || o.Bucket == nil || o.Here == nil || o.Look == nil || o.Reconsider == nil || o.Hooks == nil || o.Do == nil || o.View == nil {
 		panic("effect: OwnerOptions is missing a part") // a mistake of assembly
 	}
@@ -155,8 +161,11 @@ func (w *Owner) Stop() {
 	w.running.Wait()
 }
 
-// Owns says whether this node owns a bucket.
+// Owns says whether this node owns a bucket whose channels somebody may want to be told of.
 func (w *Owner) Owns(bucket uint16) bool {
+	if !w.opt.Any() {
+		return false
+	}
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	return bucket < Buckets && !w.since[bucket].IsZero()

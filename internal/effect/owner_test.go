@@ -87,6 +87,7 @@ func (c *cluster) start(name petrel.NodeID) {
 		Look:       func(_ context.Context, ch petrel.Channel) ChannelHere { return c.here(n, ch.Name) },
 		Reconsider: func() { reconsider() },
 		Hooks:      func(petrel.AppID) []identity.Hook { c.mu.Lock(); defer c.mu.Unlock(); return c.hooks },
+		Any:        func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.hooks) > 0 },
 		Do:         c.do,
 		View:       c.store.View,
 		Settle:     4 * time.Second,

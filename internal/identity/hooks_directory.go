@@ -79,6 +79,12 @@ func (d *Directory) Hooks(app petrel.AppID) []Hook {
 	return s.hooks.of[app]
 }
 
+// AnyHooks says whether any app has a webhook.
+func (d *Directory) AnyHooks() bool {
+	s := d.current.Load()
+	return s != nil && len(s.hooks.of) > 0
+}
+
 // Hook returns one webhook from memory.
 func (d *Directory) Hook(app petrel.AppID, id petrel.HookID) (Hook, bool) {
 	for _, h := range d.Hooks(app) {

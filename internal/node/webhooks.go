@@ -38,7 +38,7 @@ func (n *Node) openWebhooks() error {
 		Bucket:     func(ch petrel.Channel) uint16 { return uint16(n.hub.Bucket(ch)) },
 		Here:       func(ch petrel.Channel) effect.ChannelHere { return here(n.hub.Here(ch)) },
 		Look:       func(ctx context.Context, ch petrel.Channel) effect.ChannelHere { return here(n.hub.Look(ctx, ch)) },
-		Reconsider: n.hub.Reconsider, Hooks: n.directory.Hooks, Do: n.doForApp,
+		Reconsider: n.hub.Reconsider, Hooks: n.directory.Hooks, Any: n.directory.AnyHooks, Do: n.doForApp,
 		View:     func(ctx context.Context, fn func(*projection.Reader) error) error { return n.shard.store.View(ctx, fn) },
 		HoldDown: n.opt.WebhookTimes.HoldDown, Settle: n.opt.WebhookTimes.Settle, Sweep: n.opt.WebhookTimes.Sweep,
 		Logger: n.logger, Registerer: n.reg,
