@@ -10,7 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -53,7 +53,7 @@ func TestWebhooksOverTLS(t *testing.T) {
 			}
 			got <- told
 		}))
-		s.Config.ErrorLog = log.New(io.Discard, "", 0) // whoever does not trust it says so in the handshake
+		s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // whoever does not trust it says so in the handshake
 		s.TLS = &tls.Config{Certificates: []tls.Certificate{c}, MinVersion: tls.VersionTLS12}
 		s.StartTLS()
 		t.Cleanup(s.Close)
