@@ -120,7 +120,7 @@ torture: ## SEEDS=2000 of the simulation, then FAULTS=300 in a cell of three und
 		go test -count=1 -v -timeout 24h -run '^TestTorture$$' ./internal/petreltest
 
 .PHONY: torture-jobs
-torture-jobs: ## JOBS=50000 in a cell of three, against a receiver that misbehaves, while ten leaders are killed and a disk is full
+torture-jobs: ## JOBS=50000 in a cell of three, against a receiver that misbehaves, while ten leaders are killed and a disk is full (SEED=…); needs root and /dev/net/tun
 	@$(STEP) '$(JOBS) jobs under faults' env PETREL_JOB_TORTURE=$(JOBS) PETREL_TORTURE_SEED=$(SEED) \
 		go test -count=1 -v -timeout 2h -run '^TestJobTorture$$' ./internal/petreltest
 

@@ -20,7 +20,8 @@ const (
 	firstPause = 100 * time.Millisecond // after the log did not take an entry
 	maxPause   = 2 * time.Second
 	lookAgain  = time.Minute     // between two looks through all lanes, whether there was news or not
-	restGrace  = 2 * time.Second // that Rest leaves to attempts under way
+	restGrace  = 2 * time.Second // that Rest leaves to attempts under way, if its caller does not say
+	restMargin = time.Second     // of what its caller leaves, for writing down what was interrupted
 )
 
 // Runner runs the jobs of a shard while its node leads. Start and Stop may be called twice; Notice at any time.
@@ -113,12 +114,20 @@ func (r *Runner) Look() {
 	r.nudge()
 }
 
-// Rest begins nothing more and returns when the ends of all attempts are in the log, or ctx ends. Attempts that take
-// longer than a moment are interrupted, and written down so.
+// Rest begins nothing more and returns when the ends of all attempts are in the log, or ctx ends. Shortly before that, attempts that
+// are still under way are interrupted, and written down so; without a deadline, after a moment. Of several calls the first deadline counts.
 func (r *Runner) Rest(ctx context.Context) {
+	grace := restGrace
+	if by, ok := ctx.Deadline(); ok {
+		left := max(0, time.Until(by))
+		grace = left - min(left/4, restMargin)
+	}
 	r.mu.Lock()
+	by := r.opt.Now().Add(grace)
 	if !r.resting {
-		r.resting, r.restBy, r.rested = true, r.opt.Now().Add(restGrace), make(chan struct{})
+		r.resting, r.restBy, r.rested = true, by, make(chan struct{})
+	} else if by.Before(r.restBy) {
+		r.restBy = by
 	}
 	rested, started := r.rested, r.started
 	r.mu.Unlock()

@@ -369,3 +369,44 @@ func TestAHeldAppWaits(t *testing.T) {
 		r.Stop()
 	})
 }
+
+// TestRestTakesTheTimeItHas: with a deadline, attempts may go on until shortly before it; those that then have no end are written down as
+// interrupted before Rest returns. Another call may have less time, and none gets more.
+func TestRestTakesTheTimeItHas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		r := work(t, s, func(ctx context.Context, j job.Job, _ int) error {
+			if j.Target == "hangs" {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			pause(ctx, 7*time.Second)
+			return ctx.Err()
+		}, func(o *Options) {
+			o.Policies = map[string]Policy{"test": {Timeout: time.Hour}}
+		})
+		s.queue(3, "a", "slow", 0)
+		s.queue(3, "a", "hangs", 0)
+		time.Sleep(500 * time.Millisecond)
+		began := time.Now()
+		long, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		go r.Rest(long)
+		short, cancel2 := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel2()
+		r.Rest(short)
+		if took := time.Since(began); took < 9*time.Second || short.Err() != nil {
+			t.Errorf("it took %s to rest", took)
+		}
+		if done, _ := s.counts("a"); done != 3 {
+			t.Errorf("%d done, want the 3 slow ones", done)
+		}
+		for _, j := range s.jobs {
+			if j.Target == "hangs" && (j.State != job.Waiting || j.Interrupted != 1) {
+				t.Errorf("one that hangs is %s, interrupted %d times", j.State, j.Interrupted)
+			}
+		}
+		r.Stop()
+	})
+}

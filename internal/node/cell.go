@@ -54,7 +54,7 @@ type cell struct {
 
 	readable atomic.Int32 // the feature level that every member can read
 
-	handing sync.Mutex // held while leadership is handed over
+	handing chan struct{} // of one; full while leadership is handed over
 
 	relocated bool // the log knows this node at another address
 
@@ -68,7 +68,7 @@ type cell struct {
 
 // openCell opens the port between nodes. Nobody is served yet: streams that come are refused and dialled again.
 func openCell(ctx context.Context, cfg *Config, self membership, logger *slog.Logger, reg prometheus.Registerer) (c *cell, err error) {
-	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}, moved: map[petrel.NodeID]relocation{}}
+	c = &cell{data: cfg.Data, cfg: cfg, self: self, logger: logger, reg: reg, began: time.Now(), known: map[petrel.NodeID]knownNode{}, moved: map[petrel.NodeID]relocation{}, handing: make(chan struct{}, 1)}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.readable.Store(1) // until it was looked at
 	if c.secret, err = loadCellSecret(cfg.Data, cfg.CellSecretFile, self.Origin == joined); err != nil {

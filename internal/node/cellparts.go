@@ -93,7 +93,7 @@ func (n *Node) newFencer() *fencer {
 			defer cancel()
 			n.Drain(ctx)
 		},
-		handOver: n.cell.handOver,
+		handOver: func(ctx context.Context) { n.cell.handOver(ctx, handOverRest) },
 		leave:    n.cell.letGo,
 		mayLeave: func() bool { return n.agreement.mayLeave() },
 		fail:     n.fail, logger: n.logger, reg: n.reg,

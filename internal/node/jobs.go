@@ -55,7 +55,8 @@ func (n *Node) restJobs(ctx context.Context) {
 	}
 }
 
-// handOverRest bounds how long leadership is kept for attempts under way: the node does not look at the cell meanwhile.
+// handOverRest bounds how long leadership is kept for attempts under way when it is given away on demand. A node that leaves has the time of
+// its drain for that.
 const handOverRest = 1500 * time.Millisecond
 
 // resumeJobs lets a node that stays begin jobs again, once it leads.

@@ -338,14 +338,14 @@ func (c *cell) transfer(ctx context.Context, log raftlog.Log, st raftlog.Status,
 		}
 	}
 	defer c.goOn()
-	c.restJobs(ctx)
+	c.restJobs(ctx, handOverRest)
 	return log.TransferLeadership(ctx, to)
 }
 
-// restJobs lets attempts at jobs come to their end before leadership is given away, as far as that takes a moment.
-func (c *cell) restJobs(ctx context.Context) {
+// restJobs lets attempts at jobs come to their end before leadership is given away, for so long at most.
+func (c *cell) restJobs(ctx context.Context, most time.Duration) {
 	if c.rest != nil {
-		ctx, cancel := context.WithTimeout(ctx, handOverRest)
+		ctx, cancel := context.WithTimeout(ctx, most)
 		defer cancel()
 		c.rest(ctx)
 	}
@@ -429,23 +429,25 @@ func (c *cell) lookAtLevel() {
 	c.readable.Store(int32(level)) //nolint:gosec // a small number
 }
 
-// handOver gives leadership away before a stop, so that writes pause for a moment and not for an election. It
-// does nothing on a node that does not lead or is alone.
-func (c *cell) handOver(ctx context.Context) {
+// handOver gives leadership away, if this node has it and there is somebody else, once attempts at jobs have come to their end, for which
+// it waits so long at most. When somebody is at it already it waits for him.
+func (c *cell) handOver(ctx context.Context, most time.Duration) {
+	select {
+	case c.handing <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	defer func() { <-c.handing }()
 	log := c.log.Load()
 	if log == nil {
 		return
 	}
-	if !c.handing.TryLock() {
-		return // somebody is at it
-	}
-	defer c.handing.Unlock()
 	st := (*log).Status()
 	others := slices.ContainsFunc(st.Members, func(m raftlog.Member) bool { return m.Voter && m.ID != c.self.Member })
 	if !st.IsLeader || !others {
 		return
 	}
-	c.restJobs(ctx)
+	c.restJobs(ctx, most)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := (*log).TransferLeadership(ctx, ""); err != nil && (*log).Status().IsLeader {

@@ -292,7 +292,7 @@ func (n *Node) Drain(ctx context.Context) {
 	n.health.draining.Store(true)
 	if n.cell != nil {
 		n.cell.announce()
-		defer n.cell.handOver(ctx)
+		defer n.cell.handOver(ctx, handOverRest)
 	}
 	n.restWebhooks()
 	defer n.restJobs(ctx) // before leadership is given away

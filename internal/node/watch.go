@@ -117,8 +117,17 @@ func (w *watch) look(ctx context.Context) {
 	w.full.Store(st.DiskFull)
 	w.looked.Store(int64(time.Since(w.cell.began))) // not a time of day: clocks jump
 	if w.leaving() {
-		w.cell.handOver(ctx)
+		w.leave(ctx)
 	}
+}
+
+// leave lets a node that leaves hand over its leadership, beside what else it looks at: attempts at jobs may take as long as the
+// drain does.
+func (w *watch) leave(ctx context.Context) {
+	if log := w.cell.log.Load(); !(*log).Status().IsLeader || len(w.cell.handing) > 0 {
+		return
+	}
+	w.cell.bg.Go(func() { w.cell.handOver(ctx, w.cell.cfg.DrainTimeout) })
 }
 
 // behind is for how long this node has not applied what it knew to be committed: its disk is full, or it is too slow. 0

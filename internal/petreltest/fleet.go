@@ -24,6 +24,9 @@ type FleetOptions struct {
 	Seed  uint64 // of what the network throws
 	Disk  int64  // bytes of each node's file system; default 768 MiB
 	Logs  string // folder that each process' output is written to as well; "" for none
+
+	Guests int      // hosts of the network, behind those of the nodes, for what is no node
+	Args   []string // more flags of each node
 }
 
 // Fleet is a cell of real processes, each on a Host of its own with a small disk of its own. Its methods may be
@@ -62,7 +65,7 @@ func StartFleet(tb testing.TB, o FleetOptions) *Fleet {
 		tb.Fatal(err)
 	}
 	root := tb.TempDir()
-	f := &Fleet{Net: NewNet(tb, o.Nodes, o.Seed), tb: tb, opt: o, path: path, secret: filepath.Join(root, "secret")}
+	f := &Fleet{Net: NewNet(tb, o.Nodes+o.Guests, o.Seed), tb: tb, opt: o, path: path, secret: filepath.Join(root, "secret")}
 	for i := range o.Nodes {
 		n := &fleetNode{name: fmt.Sprintf("n%d", i+1), host: f.Net.Host(i)}
 		n.dir = filepath.Join(root, n.name)
@@ -112,7 +115,7 @@ func (f *Fleet) server(i int) *Server {
 // Start starts a node's process and returns at once.
 func (f *Fleet) Start(i int) {
 	n := f.nodes[i]
-	args := []string{"--name", n.name, "--peer", n.host.Addr + ":7600"}
+	args := append([]string{"--name", n.name, "--peer", n.host.Addr + ":7600"}, f.opt.Args...)
 	n.mu.Lock()
 	founds := i == 0 && n.starts == 0
 	n.starts++

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,25 +24,14 @@ import (
 	"github.com/petrel-chat/petrel/internal/raftlog"
 )
 
-// TestJobTortureShort: leaders are killed while jobs run against a receiver that misbehaves. TestJobTorture does it for long.
-func TestJobTortureShort(t *testing.T) {
+// TestJobsOfStoppedLeaders: leaders are stopped while jobs run against a receiver that misbehaves. It needs no rights; TestJobTorture does more, with
+// processes.
+func TestJobsOfStoppedLeaders(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("kills nodes of a cell")
 	}
-	jobTorture(t, seedOf(t, 4), 2000, 2, false)
-}
-
-// TestJobTorture runs when it is asked for: `make torture-jobs`.
-func TestJobTorture(t *testing.T) {
-	if os.Getenv("PETREL_JOB_TORTURE") == "" {
-		t.Skip("runs long: make torture-jobs")
-	}
-	jobs, err := strconv.Atoi(os.Getenv("PETREL_JOB_TORTURE"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	jobTorture(t, seedOf(t, rand.Uint64N(1_000_000)), jobs, 10, true)
+	jobTorture(t, seedOf(t, 4), 2000, 2)
 }
 
 // hopeless is the share of jobs that the receiver refuses for good, one in so many.
@@ -154,28 +142,20 @@ type torment struct {
 	receiver *receiver
 	rng      *rand.Rand
 	jobs     int
-	full     []atomic.Bool // nodes whose disk is full when they are started
 
 	mu      sync.Mutex // guards what follows
 	acked   []job.ID
 	unknown int // enqueued jobs of unknown outcome
 }
 
-func jobTorture(t *testing.T, seed uint64, jobs, kills int, diskFull bool) {
+func jobTorture(t *testing.T, seed uint64, jobs, kills int) {
 	t.Helper()
 	r := newReceiver(t, seed)
 	transport := &http.Transport{MaxIdleConnsPerHost: 256}
 	t.Cleanup(transport.CloseIdleConnections)
-	x := &torment{t: t, receiver: r, rng: rand.New(rand.NewPCG(seed, 2)), jobs: jobs, full: make([]atomic.Bool, 3)} //nolint:gosec // a test's chance
+	x := &torment{t: t, receiver: r, rng: rand.New(rand.NewPCG(seed, 2)), jobs: jobs} //nolint:gosec // a test's chance
 	x.cell = StartCell(t, CellOptions{
 		Jobs: map[string]effect.Handler{"call": caller{r.URL, &http.Client{Transport: transport}}},
-		Faults: func(i int) *node.Faults {
-			return &node.Faults{Log: func(o *raftlog.Options) {
-				if x.full[i].Load() {
-					o.MinFree = 1 << 62
-				}
-			}}
-		},
 	})
 	began := time.Now()
 	var queueing sync.WaitGroup
@@ -183,9 +163,6 @@ func jobTorture(t *testing.T, seed uint64, jobs, kills int, diskFull bool) {
 	for k := range kills {
 		x.progress(uint64(jobs * (k + 1) / (kills + 2))) //nolint:gosec // positive
 		x.kill(k)
-		if diskFull && k == kills/2 {
-			x.fillDisk()
-		}
 	}
 	queueing.Wait()
 	x.settle()
@@ -265,35 +242,6 @@ func (x *torment) kill(k int) {
 	}
 	x.progress(min(at.Done+at.Dead+100, uint64(x.jobs)/2)) //nolint:gosec // positive
 	if err := x.cell.Start(x.t.Context(), leader); err != nil {
-		x.t.Fatal(err)
-	}
-	if err := x.cell.WaitHealthy(x.t.Context()); err != nil {
-		x.t.Fatal(err)
-	}
-}
-
-// fillDisk lets a node with a full disk lead for a moment.
-func (x *torment) fillDisk() {
-	i := x.cell.Leader(x.t.Context())
-	if i < 0 {
-		i = 0
-	}
-	i = (i + 1) % x.cell.Size()
-	x.full[i].Store(true)
-	if err := x.cell.Restart(x.t.Context(), i); err != nil {
-		x.t.Fatal(err)
-	}
-	if err := x.cell.WaitHealthy(x.t.Context()); err != nil {
-		x.t.Fatal(err)
-	}
-	if err := x.cell.Node(i).TransferLeadership(x.t.Context(), fmt.Sprintf("n%d", i+1)); err != nil {
-		x.t.Logf("leadership was not transferred to the node with a full disk: %v", err)
-	}
-	x.t.Logf("the disk of n%d is full; leader: n%d", i+1, x.cell.Leader(x.t.Context())+1)
-	moment(x.t.Context(), 3*time.Second)
-	x.cell.Kill(i)
-	x.full[i].Store(false)
-	if err := x.cell.Start(x.t.Context(), i); err != nil {
 		x.t.Fatal(err)
 	}
 	if err := x.cell.WaitHealthy(x.t.Context()); err != nil {
@@ -395,3 +343,103 @@ func (x *torment) deadOn(i int) (all []string) {
 	}
 	return all
 }
+
+// TestDrainInterruptsNothing: a node that leads and is drained keeps leadership until its attempts have come to their end; what waits is begun by
+// the next one. Nothing is attempted twice.
+func TestDrainInterruptsNothing(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts a cell")
+	}
+	for range 3 {
+		if drainUnderWork(t) {
+			return
+		}
+		t.Log("an election came by itself: the machine stood still for a while; once more")
+	}
+	t.Skip("NOT TESTED: this machine stands still too often for leadership to stay where it is")
+}
+
+// drainUnderWork drains a leader that is at work. It says nothing, and returns false, when leadership went away by itself.
+func drainUnderWork(t *testing.T) bool {
+	const jobs = 300
+	release := make(chan struct{})
+	var mu sync.Mutex
+	attempts, under := map[string]int{}, 0
+	hold := effect.HandlerFunc(func(ctx context.Context, j job.Job, _ int) error {
+		mu.Lock()
+		attempts[j.Event]++
+		under++
+		mu.Unlock()
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	c := StartCell(t, CellOptions{
+		Jobs:   map[string]effect.Handler{"hold": policed{hold, effect.Policy{Timeout: 2 * Patience}}},
+		Change: func(_ int, o *node.Options) { o.Config.DrainTimeout = 2 * Patience },
+		Faults: func(int) *node.Faults { // leadership goes nowhere by itself while the machine is busy
+			return &node.Faults{Log: func(o *raftlog.Options) { o.Heartbeat = 5 * time.Second }}
+		},
+	})
+	leader := -1
+	Until(t, "a node leads", func() bool { leader = c.Leader(t.Context()); return leader >= 0 })
+	term := func(i int) uint64 {
+		view, err := c.Node(i).Cell(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return view.Term
+	}
+	before := term(leader)
+	all := make([]job.New, jobs)
+	for i := range all {
+		all[i] = job.New{Kind: "hold", Target: fmt.Sprint("t", i%2)} // 64 places each: most of them wait
+	}
+	old := c.Node(leader)
+	if _, err := old.Desk().Do(t.Context(), petrel.Actor{Kind: petrel.ActorSystem, App: AppID}, command.Meta{}, job.Enqueue{Jobs: all}); err != nil {
+		t.Fatal(err)
+	}
+	Until(t, "all places are taken", func() bool { mu.Lock(); defer mu.Unlock(); return under == 128 })
+	if err := old.DrainNode(t.Context(), "", false); err != nil {
+		t.Fatal(err)
+	}
+	moment(t.Context(), 4*time.Second) // longer than it took to give up on attempts
+	gone := term(leader) != before     // by itself, or too early by the drain: then attempts are interrupted
+	close(release)
+	ledger := func() (l job.ShownLedger) {
+		all, err := c.Node((leader + 1) % c.Size()).JobLedgers(t.Context())
+		if err == nil && len(all) == 1 {
+			l = all[0]
+		}
+		return l
+	}
+	Until(t, "another leads, and all jobs are done", func() bool { return ledger().Done == jobs && c.Leader(t.Context()) != leader })
+	l := ledger()
+	if after := term((leader + 1) % c.Size()); after != before+1 {
+		return false
+	}
+	if gone || l.Interrupted != 0 || l.Failed != 0 || l.Attempts != jobs {
+		t.Errorf("%+v; want %d attempts, none interrupted, and leadership to stay until they have ended (it did not: %v)", l, jobs, gone)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for event, n := range attempts {
+		if n != 1 {
+			t.Errorf("%s was attempted %d times", event, n)
+		}
+	}
+	return true
+}
+
+// policed is a handler with a policy of its own.
+type policed struct {
+	effect.Handler
+	policy effect.Policy
+}
+
+// Policy implements the policy of the kind.
+func (p policed) Policy() effect.Policy { return p.policy }
