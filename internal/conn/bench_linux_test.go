@@ -17,12 +17,12 @@ type fan struct {
 	buf     []byte
 }
 
-func newFan(tb testing.TB, n int) *fan {
+func newFan(tb testing.TB, n int, ring bool) *fan {
 	f := &fan{frame: TextFrame(bytes.Repeat([]byte("a"), 128))}
 	f.buf = make([]byte, len(f.frame))
 	var mu sync.Mutex
 	opened := make(chan struct{}, n)
-	s := serveLoops(tb, NewTable(Options{}), Config{}, func() Handler {
+	s := serveLoops(tb, NewTable(Options{IOUring: ring}), Config{}, func() Handler {
 		rec := newRecorder()
 		rec.onOpen = func(c *Conn) { mu.Lock(); f.conns = append(f.conns, c); mu.Unlock(); opened <- struct{}{} }
 		return rec
@@ -50,9 +50,9 @@ func (f *fan) wave(tb testing.TB) {
 
 // BenchmarkFanOut is one frame to many connections of two loops, there and read.
 func BenchmarkFanOut(b *testing.B) {
-	for _, n := range []int{10, 100, 1_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			f := newFan(b, n)
+	for i, n := range []int{10, 10, 100, 100, 1_000, 1_000} {
+		b.Run(fmt.Sprintf("%d ring %v", n, i%2 == 1), func(b *testing.B) {
+			f := newFan(b, n, i%2 == 1)
 			f.wave(b)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -66,11 +66,13 @@ func BenchmarkFanOut(b *testing.B) {
 // TestFanOutAllocatesNothing: from Send to the socket, a frame that is there already costs no memory. It does not run beside others, whose allocations
 // would be counted too.
 func TestFanOutAllocatesNothing(t *testing.T) {
-	f := newFan(t, 100)
-	for range 20 { // until every queue has the room that it needs
-		f.wave(t)
-	}
-	if n := testing.AllocsPerRun(100, func() { f.wave(t) }); n > 0 {
-		t.Errorf("a frame to %d connections allocates %v times", len(f.conns), n)
+	for _, ring := range []bool{false, true} {
+		f := newFan(t, 100, ring)
+		for range 20 { // until every queue has the room that it needs
+			f.wave(t)
+		}
+		if n := testing.AllocsPerRun(100, func() { f.wave(t) }); n > 0 {
+			t.Errorf("a frame to %d connections allocates %v times; with an io_uring: %v", len(f.conns), n, ring)
+		}
 	}
 }

@@ -2,5 +2,5 @@
 
 package conn
 
-// withLoops is nil: connections have goroutines here.
-var withLoops engine
+// withLoops and withRing are nil: connections have goroutines here.
+var withLoops, withRing engine

@@ -86,6 +86,8 @@ type loop struct {
 	generation int32
 	served     int     // requests since everything was written last
 	spare      []*sock // of flushDirty
+	ring       *ring   // nil: each frame is a call
+	going      []outgoing
 	helped     []*loop // will be written for
 	sent       int     // of the wave: frames and writes, added to the metrics at its end
 	writes     int
@@ -131,6 +133,12 @@ func newLoop(s *Server) (l *loop, err error) {
 	if l.raw, err = l.file.SyscallConn(); err != nil {
 		return nil, fmt.Errorf("wait for an epoll instance: %w", err)
 	}
+	if s.t.opt.IOUring {
+		if l.ring, err = newRing(); err != nil {
+			s.t.opt.Logger.Warn("The kernel gives no io_uring: every frame is written by a call of its own.", "error", err)
+			l.ring, err = nil, nil
+		}
+	}
 	l.looks = l.look
 	l.parse.p.limit = s.t.opt.MessageBytes
 	l.request.init(l)
@@ -139,6 +147,9 @@ func newLoop(s *Server) (l *loop, err error) {
 
 // release closes what newLoop opened, after run has returned.
 func (l *loop) release() {
+	if l.ring != nil {
+		l.ring.close()
+	}
 	if l.wake >= 0 {
 		_ = unix.Close(l.wake)
 	}
@@ -360,11 +371,7 @@ func (l *loop) empty() {
 				l.resume(s)
 			}
 		}
-		for _, s := range t.dirty {
-			if s.fd >= 0 {
-				l.flush(s)
-			}
-		}
+		l.flushAll(t.dirty)
 		for _, s := range t.cut {
 			if s.fd >= 0 {
 				l.end(s)
@@ -396,11 +403,7 @@ func (l *loop) flushDirty() {
 	dirty := l.inbox.dirty
 	l.inbox.dirty, l.spare = l.spare, nil
 	l.mu.Unlock()
-	for _, s := range dirty {
-		if s.fd >= 0 {
-			l.flush(s)
-		}
-	}
+	l.flushAll(dirty)
 	clear(dirty)
 	l.spare = keep(dirty)
 }

@@ -36,7 +36,7 @@ func engines() map[string]engine {
 		return srv.Listener.Addr().String()
 	}}
 	if withLoops != nil {
-		all["loops"] = withLoops
+		all["loops"], all["loops with io_uring"] = withLoops, withRing
 	}
 	return all
 }

@@ -34,6 +34,7 @@ type ServerOptions struct {
 	// Failed hears of sockets that the kernel did not hand over. nil: nobody does.
 	Failed func(err error)
 
+	ringLeast  int           // writes for which io_uring is used; tests make it 1
 	sweepEvery time.Duration // how often loops wake up for no reason; tests make it long
 }
 
@@ -55,6 +56,9 @@ func (o *ServerOptions) defaults() {
 	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = 75 * time.Second
+	}
+	if o.ringLeast <= 0 {
+		o.ringLeast = 8 // fewer are not worth it
 	}
 	if o.sweepEvery <= 0 {
 		o.sweepEvery = time.Second

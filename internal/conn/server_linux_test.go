@@ -89,6 +89,13 @@ var withLoops engine = func(t testing.TB, tab *Table, cfg Config, handler func()
 	return serveLoops(t, tab, cfg, handler, noHot, nil).addr
 }
 
+// withRing is one whose frames go out by an io_uring, all of them.
+var withRing engine = func(t testing.TB, tab *Table, cfg Config, handler func() Handler) string {
+	t.Helper()
+	tab.opt.IOUring = true
+	return serveLoops(t, tab, cfg, handler, noHot, func(o *ServerOptions) { o.ringLeast = 1 }).addr
+}
+
 // raw dials and makes the handshake by hand.
 func (s *looping) raw(t testing.TB, behind ...byte) net.Conn {
 	t.Helper()
@@ -215,10 +222,18 @@ func TestLoopsPauseAndResume(t *testing.T) {
 // TestLoopsSlowReader: a reader that takes nothing fills its queue and is closed as slow; what was accepted before is not torn.
 func TestLoopsSlowReader(t *testing.T) {
 	t.Parallel()
+	for _, ring := range []bool{false, true} {
+		t.Run(fmt.Sprintf("ring %v", ring), func(t *testing.T) { t.Parallel(); slowReader(t, ring) })
+	}
+}
+
+func slowReader(t *testing.T, ring bool) {
+	t.Helper()
 	rec := newRecorder()
 	conns := make(chan *Conn, 1)
 	rec.onOpen = func(c *Conn) { conns <- c }
-	s := serveLoops(t, NewTable(Options{QueueFrames: 100, QueueBytes: 1 << 20}), Config{}, func() Handler { return rec }, noHot, nil)
+	s := serveLoops(t, NewTable(Options{QueueFrames: 100, QueueBytes: 1 << 20, IOUring: ring}), Config{}, func() Handler { return rec }, noHot,
+		func(o *ServerOptions) { o.ringLeast = 1 })
 	nc := s.raw(t)
 	c := <-conns
 	if err := c.Send(TextFrame(fmt.Appendf(nil, "%07d%s", 0, strings.Repeat("x", 5000)))); err != nil {
@@ -286,15 +301,22 @@ func TestLoopsResetWhoDoesNotRead(t *testing.T) {
 // TestLoopsEverybodyHearsEverything: many connections, frames from several goroutines; each gets each in order.
 func TestLoopsEverybodyHearsEverything(t *testing.T) {
 	t.Parallel()
+	for _, ring := range []bool{false, true} {
+		t.Run(fmt.Sprintf("ring %v", ring), func(t *testing.T) { t.Parallel(); everybodyHears(t, ring) })
+	}
+}
+
+func everybodyHears(t *testing.T, ring bool) {
+	t.Helper()
 	const n, frames = 50, 400
 	var mu sync.Mutex
 	var conns []*Conn
 	opened := make(chan struct{}, n)
-	s := serveLoops(t, NewTable(Options{QueueFrames: 10_000}), Config{}, func() Handler {
+	s := serveLoops(t, NewTable(Options{QueueFrames: 10_000, IOUring: ring}), Config{}, func() Handler {
 		rec := newRecorder()
 		rec.onOpen = func(c *Conn) { mu.Lock(); conns = append(conns, c); mu.Unlock(); opened <- struct{}{} }
 		return rec
-	}, noHot, nil)
+	}, noHot, func(o *ServerOptions) { o.ringLeast = 1 })
 	var done sync.WaitGroup
 	for range n {
 		nc := s.raw(t)
@@ -344,7 +366,7 @@ func TestLoopsEverybodyHearsEverything(t *testing.T) {
 // once, whoever sleeps: no sweep comes to its help.
 func TestLoopsWriteForEachOther(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{3, 2 * helpMost} {
+	for _, n := range []int{3, 20, 2 * helpMost, 2*helpMost + 1} { // with an io_uring where n is even
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			var mu sync.Mutex
@@ -360,7 +382,7 @@ func TestLoopsWriteForEachOther(t *testing.T) {
 					}
 				}
 			}
-			s := serveLoops(t, NewTable(Options{}), Config{}, func() Handler {
+			s := serveLoops(t, NewTable(Options{IOUring: n%2 == 0}), Config{}, func() Handler {
 				rec := newRecorder()
 				rec.onOpen = func(c *Conn) { mu.Lock(); conns = append(conns, c); mu.Unlock(); opened <- struct{}{} }
 				rec.onText = func(_ *Conn, p []byte) { sendAll(p) }

@@ -263,6 +263,11 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 			s.conn.writing.Store(l.now)
 		}
 	}
+	return l.wrote(s, batch, since, committed)
+}
+
+// wrote is what follows a batch that is on the wire. It says whether the socket goes on.
+func (l *loop) wrote(s *sock, batch [][]byte, since, committed int64) bool {
 	l.sent += len(batch)
 	l.writes++
 	if l.s.t.wrote(s.conn, batch, since, committed) {

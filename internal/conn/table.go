@@ -25,6 +25,9 @@ type Options struct {
 	Deflate      bool          // messages of WebSockets may be compressed (permessage-deflate), where the client offers it
 	SilentShare  float64       // largest share of the table closed for silence in a minute; default 0.1 (but always at least 8)
 
+	// IOUring has loops hand many frames to the kernel in one call, where it lets them.
+	IOUring bool
+
 	Logger     *slog.Logger          // default: discarded
 	Registerer prometheus.Registerer // nil: metrics are kept but not shown
 }

@@ -35,7 +35,7 @@ func (n *Node) openPublic() error {
 		return err
 	}
 	p := &publicSide{}
-	p.conns = conn.NewTable(conn.Options{Deflate: n.cfg.Compress, Logger: n.logger, Registerer: n.reg})
+	p.conns = conn.NewTable(conn.Options{Deflate: n.cfg.Compress, IOUring: n.cfg.IOUring, Logger: n.logger, Registerer: n.reg})
 	sockets, conns := socketLimits(n.cfg.MaxConnections, openFilesLimit())
 	p.gateway = gateway.New(gateway.Options{
 		Auth: authenticator{n.directory}, Conns: p.conns, MaxSockets: sockets, MaxConns: conns,
