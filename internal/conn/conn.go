@@ -134,6 +134,7 @@ type Conn struct {
 	paused    bool // reading waits
 	drainTold bool // OnDrain was called
 	deflate   bool // messages may be compressed; never changes
+	brief     bool // nobody waits for its end; never changes
 	quiet     bool // nothing was queued since the sweeper looked
 }
 

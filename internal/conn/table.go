@@ -63,6 +63,8 @@ type Config struct {
 	Ping      []byte        // frame sent every Heartbeat.Interval; default the wire's own (a ping frame, a comment line)
 	Hostname  string        // of XHR: where the client shall send its further requests; default: where it sent the first
 
+	Brief     bool          // it closes as soon as it is open: Drain does not wait for it
+
 	deflate bool // of a WebSocket: was agreed to
 }
 
@@ -174,7 +176,7 @@ func (t *Table) Drain(ctx context.Context, window time.Duration) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		rest := t.all()
+		rest := slices.DeleteFunc(t.all(), func(c *Conn) bool { return c.brief })
 		if len(rest) == 0 {
 			return nil
 		}
@@ -202,7 +204,7 @@ func (t *Table) drainOne(c *Conn) {
 
 func (t *Table) newConn(w Wire, s stream, cfg Config, h Handler) *Conn {
 	now := time.Now()
-	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate}
+	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate, brief: cfg.Brief}
 	if c.id == "" {
 		c.id = petrel.ConnID(petrel.NewName())
 	}

@@ -141,7 +141,8 @@ type Gateway struct {
 	hot      []shape          // of the routes that are answered on loops; likewise
 	server   *http.Server
 	metrics  *metrics
-	draining atomic.Bool
+	draining atomic.Bool // nothing that stays is let in
+	closing  atomic.Bool // nothing is
 
 	mu      sync.Mutex   // guards the two below
 	loops   *conn.Server // nil: net/http serves everything
@@ -227,27 +228,21 @@ func served(err error) error {
 	return err
 }
 
-// Drain stops accepting, answers further requests on open connections with CodeDraining, tells sockets and streams to
-// reconnect, spread over window, and waits until what was queued for them is written and requests under way are answered, or ctx is over.
+// Drain lets no socket or stream in any more (CodeDraining), tells those that are there to reconnect, spread over window, and waits until
+// what was queued for them is written. Requests are answered meanwhile, each as the last one of its connection: who comes is told something better than
+// a closed door, and connections over HTTP are told at all. Then it stops accepting, and waits for the requests under way. All of that until
+// ctx is over.
 func (g *Gateway) Drain(ctx context.Context, window time.Duration) error {
 	g.draining.Store(true)
-	requests := make(chan error, 1)
-	shutdown := func() { requests <- g.server.Shutdown(ctx) }
-	polled := false
-	g.opt.Conns.Each(func(c *conn.Conn) { polled = polled || c.Wire() == conn.WireXHR })
-	if !polled {
-		go shutdown()
-	}
 	err := g.opt.Conns.Drain(ctx, window)
-	if polled { // connections over HTTP need the listener to be told, each in its turn, to go elsewhere
-		go shutdown()
-	}
-	return errors.Join(err, <-requests)
+	g.closing.Store(true)
+	return errors.Join(err, g.server.Shutdown(ctx))
 }
 
 // Stop ends everything now. Safe after Drain, and twice.
 func (g *Gateway) Stop() {
 	g.draining.Store(true)
+	g.closing.Store(true)
 	_ = g.server.Close() // closes listeners and connections; there is nobody to tell
 	g.opt.Conns.Stop()
 	g.mu.Lock()

@@ -179,8 +179,11 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 	if err := wellFormed(r, g.routes[pattern].Repeats); err != nil {
 		return err
 	}
-	if g.draining.Load() && !g.routes[pattern].Leaving {
+	route := g.routes[pattern]
+	if g.draining.Load() && !route.LongLife {
 		w.Header().Set("Connection", "close")
+	}
+	if g.closing.Load() && !route.Leaving {
 		return petrel.Errorf(petrel.CodeDraining, "This node is leaving. Repeat the request: another one answers.")
 	}
 	if handler == nil || isAPI(r.URL.Path) {
@@ -188,7 +191,6 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 			return err
 		}
 	}
-	route := g.routes[pattern]
 	if err := g.identify(r, req, route.Access); err != nil {
 		return err
 	}

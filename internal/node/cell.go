@@ -222,6 +222,11 @@ func (c *cell) successors() (urls []string) {
 	return urls
 }
 
+// accompanied says whether another node is there that takes people.
+func (c *cell) accompanied() bool {
+	return slices.ContainsFunc(c.peers(), func(p bus.Peer) bool { return p.Alive && !p.Info.Draining })
+}
+
 func (c *cell) alive(m petrel.NodeID) bool {
 	if m == c.self.Member {
 		return true

@@ -22,14 +22,20 @@ func TestCloseCodes(t *testing.T) {
 	if got, _ := closeFor(errors.New("x")); got != 4100 {
 		t.Errorf("a fault of ours: %d", got)
 	}
+	alone := false
+	c := &session{entrance: &entrance{s: &Server{opt: Options{Alone: func() bool { return alone }}}}}
 	for code := range conn.Codes() {
-		if got := (*session)(nil).CloseCode(code); got >= 4300 || (got >= 4000 && got < 4100 && got != code) {
+		if got := c.CloseCode(code); got >= 4300 || (got >= 4000 && got < 4100 && got != code) {
 			t.Errorf("%d is told as %d", code, got)
 		}
 	}
 	for code, want := range map[conn.CloseCode]conn.CloseCode{conn.CloseSilent: 4201, conn.CloseSlow: 4100, conn.CloseReconnect: 4200, conn.CloseTooBig: 1009, closeUnauthorized: 4009} {
-		if got := (*session)(nil).CloseCode(code); got != want {
+		if got := c.CloseCode(code); got != want {
 			t.Errorf("%d is told as %d, want %d", code, got, want)
 		}
+	}
+	alone = true
+	if got := c.CloseCode(conn.CloseReconnect); got != 4100 {
+		t.Errorf("a node that runs alone sends its clients away with %d: there is nobody to go to at once", got)
 	}
 }

@@ -101,7 +101,7 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, key string, app pe
 				code, text := closeFor(err)
 				end = &ending{code, text}
 			}
-			return conn.Config{}, s.turnAway(end)
+			return conn.Config{Brief: true}, s.turnAway(end)
 		}
 		return s.newSession(s.entranceOf(key, app))
 	})

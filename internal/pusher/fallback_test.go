@@ -17,6 +17,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/gateway"
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // distant is a client that gets no WebSocket and does what pusher-js does then.
@@ -418,16 +419,16 @@ func TestNewcomersOfALeavingNode(t *testing.T) {
 	left := make(chan error, 1)
 	go func() { left <- w.door.Drain(ctx, time.Hour) }()
 	w.eventually(func() bool {
-		res, err := http.Get(w.url + "/v1/rooms")
-		if err != nil {
-			return false
+		place, err := w.door.Admit("1001")
+		if err == nil {
+			place.Release()
 		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusServiceUnavailable
+		return petrel.CodeOf(err) == petrel.CodeDraining
 	})
 	w.farOff("xhr", "/pusher/app/"+testKey+"/1/third").wantEnd("c[4100,")
 	w.farOff("xhr_streaming", "/pusher/app/"+testKey+"/1/fourth").wantEnd("c[4100,")
 	w.open("/app/" + testKey + query).wantError(4100)
+	w.trigger(`{"name":"still","channel":"news","data":"answered"}`)
 	cancel()
 	if err := <-left; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)

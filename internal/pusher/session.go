@@ -69,14 +69,16 @@ var (
 )
 
 // CloseCode implements conn.Coder: what Pusher calls the reasons that every connection may be closed for.
-func (*session) CloseCode(c conn.CloseCode) conn.CloseCode {
-	switch c {
-	case conn.CloseSilent:
+func (c *session) CloseCode(code conn.CloseCode) conn.CloseCode {
+	switch {
+	case code == conn.CloseSilent:
 		return closeNoPong
-	case conn.CloseSlow:
+	case code == conn.CloseSlow:
 		return closeOverCapacity // it comes back after a second
+	case code == conn.CloseReconnect && c.s.opt.Alone():
+		return closeOverCapacity // at once it would find the door closed, for which pusher-js waits 15 s; in a second this node may be there again
 	}
-	return c
+	return code
 }
 
 func (c *session) settings() *identity.Settings { return c.s.opt.Apps.Settings(c.app) }
