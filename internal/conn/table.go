@@ -63,7 +63,7 @@ type Config struct {
 	Ping      []byte        // frame sent every Heartbeat.Interval; default the wire's own (a ping frame, a comment line)
 	Hostname  string        // of XHR: where the client shall send its further requests; default: where it sent the first
 
-	Brief     bool          // it closes as soon as it is open: Drain does not wait for it
+	Brief bool // it closes as soon as it is open: Drain does not wait for it
 
 	deflate bool // of a WebSocket: was agreed to
 }
