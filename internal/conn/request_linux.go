@@ -178,6 +178,8 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 		return
 	}
 	switch {
+	case w.leaves:
+		r.handOver(s, append(append([]byte(nil), one...), rest...))
 	case w.handler != nil:
 		r.upgrade(s, w, req, rest)
 	case w.supply != nil:
@@ -206,6 +208,10 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 			s.away = false
 			held := s.held
 			switch {
+			case w.leaves:
+				s.held = nil
+				r.handOver(s, append(one, held...))
+				return
 			case w.handler != nil:
 				r.upgrade(s, w, req, held)
 				return
@@ -331,6 +337,7 @@ type reply struct {
 	body    []byte
 	loop    bool // runs on a loop
 	repeat  bool // Again was called
+	leaves  bool // Rest was called
 	wire    Wire
 	cfg     Config
 	handler Handler // not nil: the socket becomes a connection
@@ -373,6 +380,8 @@ func (w *reply) again() bool {
 	w.repeat = w.loop
 	return w.loop
 }
+
+func (w *reply) rest() { w.leaves = true }
 
 func (w *reply) upgrade(wire Wire, cfg Config, h Handler) { w.wire, w.cfg, w.handler = wire, cfg, h }
 

@@ -77,6 +77,7 @@ func (o *ServerOptions) defaults() {
 // looped is what the ResponseWriter of a loop implements besides.
 type looped interface {
 	again() bool // true: on a loop, which calls the handler again where it may wait
+	rest()       // net/http calls the handler again
 	upgrade(wire Wire, cfg Config, h Handler)
 	receive(x *XHR, rc, old *receiver, streams bool)
 }
@@ -100,6 +101,16 @@ func loopOf(w http.ResponseWriter) looped {
 func Again(w http.ResponseWriter) bool {
 	l := loopOf(w)
 	return l != nil && l.again()
+}
+
+// Rest says whether a handler must return now, having answered nothing, because what it is about to answer comes in pieces, or hangs on the client's
+// staying: it is called once more with the same request, by net/http.
+func Rest(w http.ResponseWriter) bool {
+	l := loopOf(w)
+	if l != nil {
+		l.rest()
+	}
+	return l != nil
 }
 
 // Open makes a WebSocket of a request that CheckUpgrade found right, on a loop or out of net/http. After an error nothing can be

@@ -101,18 +101,18 @@ func bound(r *http.Request) errand {
 	return e
 }
 
-// Forward implements pusher.Elsewhere.
-func (f *forwarder) Forward(w http.ResponseWriter, r *http.Request, name pusher.SessionName, ask bool) bool {
+// Find implements pusher.Elsewhere.
+func (f *forwarder) Find(ctx context.Context, name pusher.SessionName, ask bool) petrel.NodeID {
 	node := f.remembered(name)
 	if node == "" && ask {
-		node = f.find(r.Context(), name)
+		node = f.find(ctx, name)
 	}
-	if node == "" {
-		return false
-	}
-	w = newPaced(w)
-	f.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), errandKey{}, errand{name, node})))
-	return true
+	return node
+}
+
+// Forward implements pusher.Elsewhere.
+func (f *forwarder) Forward(w http.ResponseWriter, r *http.Request, name pusher.SessionName, node petrel.NodeID) {
+	f.proxy.ServeHTTP(newPaced(w), r.WithContext(context.WithValue(r.Context(), errandKey{}, errand{name, node})))
 }
 
 // remembered is the living node that had the session last, "" when none is known.

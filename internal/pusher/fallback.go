@@ -2,6 +2,7 @@ package pusher
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -30,9 +31,10 @@ type SessionName string
 
 // Elsewhere knows the sessions of the other nodes of a cell.
 type Elsewhere interface {
-	// Forward hands a request to the node that has the session and answers with what that says. With ask, every living node is asked;
-	// without, only what is remembered counts. False: nothing was found, and nothing was answered.
-	Forward(w http.ResponseWriter, r *http.Request, name SessionName, ask bool) bool
+	// Find names the living node that has a session, "" when none is known. With ask, every one is asked; without, only what is remembered counts.
+	Find(ctx context.Context, name SessionName, ask bool) petrel.NodeID
+	// Forward hands a request to the node that has the session and answers with what that says, while it says it.
+	Forward(w http.ResponseWriter, r *http.Request, name SessionName, node petrel.NodeID)
 }
 
 // fallback is the sessions over HTTP of this node.
@@ -175,10 +177,18 @@ func (f *fallback) serve(w http.ResponseWriter, r *http.Request, kind string, na
 }
 
 func (f *fallback) forward(w http.ResponseWriter, r *http.Request, kind string, name SessionName, ask bool) bool {
-	if f.s.opt.Elsewhere == nil || !f.s.opt.Elsewhere.Forward(w, r, name, ask) {
+	if f.s.opt.Elsewhere == nil {
 		return false
 	}
+	node := f.s.opt.Elsewhere.Find(r.Context(), name, ask)
+	if node == "" {
+		return false
+	}
+	if conn.Rest(w) { // its answer comes piece by piece, and must end when the client leaves
+		return true
+	}
 	f.count(kind, "forwarded")
+	f.s.opt.Elsewhere.Forward(w, r, name, node)
 	return true
 }
 

@@ -527,13 +527,15 @@ func TestFallbackHostname(t *testing.T) {
 // neighbour is another node of the cell, asked directly.
 type neighbour struct{ server func() *Server }
 
-func (n neighbour) Forward(w http.ResponseWriter, r *http.Request, name SessionName, ask bool) bool {
-	s := n.server()
-	if !ask || s == nil || !s.HasSession(name) {
-		return false
+func (n neighbour) Find(_ context.Context, name SessionName, ask bool) petrel.NodeID {
+	if s := n.server(); !ask || s == nil || !s.HasSession(name) {
+		return ""
 	}
-	s.Forwarded().ServeHTTP(w, r)
-	return true
+	return "home"
+}
+
+func (n neighbour) Forward(w http.ResponseWriter, r *http.Request, _ SessionName, _ petrel.NodeID) {
+	n.server().Forwarded().ServeHTTP(w, r)
 }
 
 // TestFallbackForwards: requests for a session of another node reach it, and no second session begins.
