@@ -83,6 +83,8 @@ say-steps:
 test-go: ## the Go tests alone
 	@$(STEP) 'strace, for the loss of power' bash tools/need.sh strace strace
 	@$(STEP) 'go test ./...' go test -timeout $(GOTIMEOUT) ./...
+	@$(STEP) 'it builds for macOS' env GOOS=darwin go vet ./...
+	@$(STEP) 'it builds for Windows' env GOOS=windows go build -o /dev/null ./cmd/petrel
 test-sdk: ## the SDK's tests alone
 	@$(STEP) 'sdk/js: npm ci' bash tools/npm-ci.sh sdk/js
 	@$(STEP) 'sdk/js: npm test' npm --prefix sdk/js test
