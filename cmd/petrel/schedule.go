@@ -13,8 +13,10 @@ import (
 )
 
 type scheduleCmd struct {
-	Set    scheduleSetCmd    `cmd:"" help:"Give an app a schedule, or change one."`
+	Set    scheduleSetCmd    `cmd:"" help:"Give an app a schedule, or replace one."`
 	List   scheduleListCmd   `cmd:"" help:"List an app's schedules."`
+	Pause  schedulePauseCmd  `cmd:"" help:"Keep a schedule, and do not tell it."`
+	Resume scheduleResumeCmd `cmd:"" help:"Go on with a schedule."`
 	Remove scheduleRemoveCmd `cmd:"" help:"Remove a schedule."`
 }
 
@@ -26,14 +28,15 @@ expression (minute, hour, day of month, month, day of week) in a time zone, or a
 Examples:
   petrel schedule set --app 482913 nightly --when '0 3 * * *' --zone Europe/Berlin --payload '{"report":"sales"}'
   petrel schedule set --app 482913 tick --when 'every 30s'
-  petrel schedule set --app 482913 tick --when 'every 30s' --paused
+  petrel schedule pause --app 482913 tick
+  petrel schedule resume --app 482913 tick
   petrel schedule list --app 482913
   petrel schedule remove --app 482913 tick`
 }
 
 type scheduleSetCmd struct {
 	App    string `required:"" env:"PETREL_APP" placeholder:"ID" help:"Id of the app."`
-	Name   string `arg:"" help:"Name of the schedule; one that is there is changed."`
+	Name   string `arg:"" help:"Name of the schedule; of one that is there all settings are replaced."`
 	When   string `required:"" placeholder:"WHEN" help:"A cron expression, @hourly, @daily, @weekly, @monthly, @yearly, or every 30s."`
 	Zone   string `placeholder:"ZONE" help:"Time zone of a cron expression, e.g. Europe/Berlin. Without it, UTC."`
 	Data   string `name:"payload" placeholder:"JSON" help:"Told with each event, as its data."`
@@ -85,6 +88,41 @@ func (c *scheduleListCmd) Run(con *console) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\n", s.Name, s.When, s.Zone, nextOf(s), orDash(s.LastAt), s.Fired, s.Missed)
 	}
 	return w.Flush()
+}
+
+type schedulePauseCmd struct {
+	App  string `required:"" env:"PETREL_APP" placeholder:"ID" help:"Id of the app."`
+	Name string `arg:"" help:"Name of the schedule."`
+	JSON bool   `name:"json" help:"Print JSON."`
+	target
+}
+
+func (c *schedulePauseCmd) Run(con *console) error { return c.turn(con, true) }
+
+type scheduleResumeCmd struct{ schedulePauseCmd }
+
+func (c *scheduleResumeCmd) Run(con *console) error { return c.turn(con, false) }
+
+// turn keeps all settings but one.
+func (c *schedulePauseCmd) turn(con *console, paused bool) error {
+	return c.do(con, func(ctx context.Context, op node.Operator) error {
+		app, name := petrel.AppID(c.App), petrel.ScheduleName(c.Name)
+		for after := petrel.ScheduleName(""); ; {
+			page, err := op.Schedules(ctx, app, after)
+			if err != nil {
+				return err
+			}
+			for _, s := range page.Schedules {
+				if after = s.Name; s.Name == name {
+					now, err := op.SetSchedule(ctx, app, node.Schedule{Name: name, When: s.When, Zone: s.Zone, Data: s.Data, Paused: paused})
+					return showSchedule(con.out, c.JSON, now, err)
+				}
+			}
+			if !page.More {
+				return petrel.Errorf(petrel.CodeScheduleNotFound, "There is no schedule %s. `petrel schedule list` shows those that are there.", name)
+			}
+		}
+	})
 }
 
 type scheduleRemoveCmd struct {
