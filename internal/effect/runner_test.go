@@ -232,9 +232,11 @@ func TestAnotherRunner(t *testing.T) {
 		leads.Store("n1", false)
 		leads.Store("n2", true)
 		time.Sleep(time.Minute)
+		mu.Lock()
 		if runs["n1"] != 10 || runs["n2"] != 10 {
 			t.Errorf("attempts: %v, want 10 by each", runs)
 		}
+		mu.Unlock()
 		if done, _ := s.counts("a"); done != 10 {
 			t.Errorf("%d done, want 10, each once", done)
 		}
@@ -270,9 +272,11 @@ func TestTheLogDoesNotAnswer(t *testing.T) {
 		s.mu.Unlock()
 		s.queue(5, "a", "", 0)
 		time.Sleep(time.Minute)
+		mu.Lock()
 		if runs != 10 {
 			t.Errorf("%d attempts while the disk was full, want 10", runs)
 		}
+		mu.Unlock()
 		s.mu.Lock()
 		s.err = nil
 		s.after = []error{petrel.Errorf(petrel.CodeUnknownOutcome, "Who knows.")}
