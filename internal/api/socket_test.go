@@ -629,7 +629,6 @@ func TestPanicsStayInside(t *testing.T) {
 	if code := p.ends(); code != conn.CloseInternal {
 		t.Fatalf("ended with %v", code)
 	}
-	s.logs.Reset()
 }
 
 type panicDesk struct{}
