@@ -1,15 +1,14 @@
 package bench
 
 import (
-	"bufio"
 	"context"
-	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // metrics are the samples of a node's /metrics by name with labels, as it writes them.
@@ -17,30 +16,8 @@ type metrics map[string]float64
 
 // scrape asks the admin listener at addr.
 func scrape(ctx context.Context, addr string) (metrics, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := httpClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the metrics of %s: %s", addr, resp.Status)
-	}
-	m := metrics{}
-	in := bufio.NewScanner(resp.Body)
-	in.Buffer(nil, 1<<20)
-	for in.Scan() {
-		line := in.Text()
-		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
-			if v, err := strconv.ParseFloat(line[i+1:], 64); err == nil {
-				m[line[:i]] = v
-			}
-		}
-	}
-	return m, in.Err()
+	m, err := rig.Scrape(ctx, httpClient, addr)
+	return metrics(m), err
 }
 
 // since is what was counted after before.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/bench/peers/load"
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // bench is one run of the program.
@@ -114,7 +115,7 @@ func (b *bench) measure(ctx context.Context, job *load.Job, s *server, name stri
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	port, err := freePort(ctx)
+	port, err := rig.FreePort(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +283,7 @@ func until(ctx context.Context, l *launch) error {
 				c.Close()
 				break
 			}
-			if err := pause(ctx, 20*time.Millisecond); err != nil {
+			if err := rig.Pause(ctx, 20*time.Millisecond); err != nil {
 				return err
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/bench/peers/load"
+	"github.com/petrel-chat/petrel/bench/rig"
 	"github.com/petrel-chat/petrel/internal/petreltest"
 )
 
@@ -141,7 +142,7 @@ func TestFailuresAreTold(t *testing.T) {
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	certFile, keyFile, err := selfSigned(dir)
+	certFile, keyFile, err := rig.SelfSigned(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port, err := freePort(t.Context())
+	port, err := rig.FreePort(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,16 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/petrel-chat/petrel/bench/peers/load"
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // nativeRooms are the most that Petrel's native protocol is given: rooms are durable, and each takes a request to make.
@@ -33,9 +27,9 @@ const nativeRooms = 1000
 func findPetrel(kind string) func(context.Context, *bench) (*server, error) {
 	return func(ctx context.Context, b *bench) (*server, error) {
 		if b.s.petrel == "" {
-			binary := filepath.Join(b.work, "petrel")
-			if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/petrel").CombinedOutput(); err != nil {
-				return nil, fmt.Errorf("build it (in its sources, or say -petrel FILE): %w\n%s", err, out)
+			binary, err := rig.BuildPetrel(ctx, b.work)
+			if err != nil {
+				return nil, err
 			}
 			b.s.petrel = binary
 		}
@@ -54,7 +48,7 @@ func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
 		}
 	}
 	return &server{version: firstLine(ctx, binary, "version"), launch: func(ctx context.Context, dir string, port int) (*launch, error) {
-		admin, err := freePort(ctx)
+		admin, err := rig.FreePort(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -65,7 +59,7 @@ func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
 			},
 			env:     []string{"PETREL_APP_ID=" + appID, "PETREL_APP_KEY=" + appKey, "PETREL_APP_SECRET=" + appSecret},
 			target:  webTarget("pusher", port),
-			ready:   func(ctx context.Context) error { return untilReady(ctx, "http://"+local(admin)+"/readyz") },
+			ready:   func(ctx context.Context) error { return rig.Ready(ctx, local(admin)) },
 			profile: profiler("http://" + local(admin) + "/debug/pprof/profile"),
 		}
 		switch kind {
@@ -73,7 +67,7 @@ func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
 			l.target.Dialect = "petrel"
 			l.prepare = func(ctx context.Context, job *load.Job) error { return makeRooms(ctx, local(port), job) }
 		case "petrel-tls":
-			cert, key, err := selfSigned(dir)
+			cert, key, err := rig.SelfSigned(dir)
 			if err != nil {
 				return nil, err
 			}
@@ -87,31 +81,6 @@ func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
 // client is for what is asked beside the load.
 func client() *http.Client {
 	return &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
-}
-
-func untilReady(ctx context.Context, url string) error {
-	c := client()
-	defer c.CloseIdleConnections()
-	for {
-		_, err := ask(ctx, c, http.MethodGet, url, nil, http.StatusOK)
-		if err == nil {
-			return nil
-		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 func ask(ctx context.Context, c *http.Client, method, url string, body []byte, want int) ([]byte, error) {
@@ -164,29 +133,4 @@ func profiler(url string) func(ctx context.Context, name string, seconds int) er
 		}
 		return os.WriteFile(name, text, 0o644)
 	}
-}
-
-// selfSigned writes a certificate for this machine, as an operator's would be: ECDSA on P-256.
-func selfSigned(dir string) (certFile, keyFile string, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", "", err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return "", "", err
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return "", "", err
-	}
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	return certFile, keyFile, errors.Join(
-		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644),
-		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600),
-	)
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/petrel-chat/petrel/bench/peers/bare"
 	"github.com/petrel-chat/petrel/bench/peers/load"
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // The credentials of every server that has some. They guard nothing: what listens does so on this machine, for a minute.
@@ -145,16 +145,6 @@ func webTarget(dialect string, port int) load.Target {
 	return load.Target{Dialect: dialect, Addr: local(port), App: appID, Key: appKey, Secret: appSecret}
 }
 
-// freePort is one that nobody listens on. Somebody else might take it before the server does: then the run fails and says so.
-func freePort(ctx context.Context) (int, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
 func findLimit(mode string) func(context.Context, *bench) (*server, error) {
 	return func(ctx context.Context, b *bench) (*server, error) {
 		binary, err := bare.BuildLimit(ctx, b.work)
@@ -281,7 +271,7 @@ func findNATS(ctx context.Context, b *bench) (*server, error) {
 		return nil, absent{fmt.Sprintf("go build %s, which works within Petrel's sources: %v %s", module, err, out)}
 	}
 	return &server{version: firstLine(ctx, binary, "--version"), launch: func(ctx context.Context, dir string, port int) (*launch, error) {
-		tcp, err := freePort(ctx)
+		tcp, err := rig.FreePort(ctx)
 		if err != nil {
 			return nil, err
 		}

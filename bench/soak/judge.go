@@ -1,17 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"math"
-	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // verdict collects what was seen.
@@ -94,7 +93,10 @@ func (w *world) observe(ctx context.Context, d *crowd, tell func(format string, 
 			return
 		case <-tick.C:
 		}
-		m, err := w.metrics()
+		m, err := rig.Scrape(ctx, w.http, w.target.admin)
+		if ctx.Err() != nil {
+			return
+		}
 		if err != nil {
 			w.verdict.find("its metrics: %v", err)
 			continue
@@ -110,29 +112,6 @@ func (w *world) observe(ctx context.Context, d *crowd, tell func(format string, 
 			before, beforeAt = now, time.Now()
 		}
 	}
-}
-
-// metrics reads those without labels.
-func (w *world) metrics() (map[string]float64, error) {
-	resp, err := w.http.Get("http://" + w.target.admin + "/metrics") //nolint:noctx // the client has a time limit
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("/metrics: %s", resp.Status)
-	}
-	out := map[string]float64{}
-	in := bufio.NewScanner(resp.Body)
-	in.Buffer(nil, 1<<20)
-	for in.Scan() {
-		if name, value, ok := strings.Cut(in.Text(), " "); ok {
-			if v, err := strconv.ParseFloat(value, 64); err == nil {
-				out[name] = v
-			}
-		}
-	}
-	return out, in.Err()
 }
 
 // window is the median of a share of the samples, as parts of the whole time.

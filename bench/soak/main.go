@@ -15,24 +15,20 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // The app that Petrel is started with.
@@ -94,32 +90,24 @@ type process struct {
 	log string
 }
 
-// build makes Petrel's binary.
-func build(ctx context.Context, dir string) (string, error) {
-	binary := filepath.Join(dir, "petrel")
-	text, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "github.com/petrel-chat/petrel/cmd/petrel").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build it (in its sources, or say -petrel FILE): %w\n%s", err, text)
-	}
-	return binary, nil
-}
-
 // start builds and starts Petrel on free ports.
 func start(ctx context.Context, dir, binary string) (_ *process, err error) {
 	if binary == "" {
-		if binary, err = build(ctx, dir); err != nil {
+		if binary, err = rig.BuildPetrel(ctx, dir); err != nil {
 			return nil, err
 		}
 	}
-	cert, key, err := selfSigned(dir)
+	cert, key, err := rig.SelfSigned(dir)
 	if err != nil {
 		return nil, err
 	}
 	p := &process{log: filepath.Join(dir, "log")}
 	for _, addr := range []*string{&p.plain, &p.secured, &p.admin} {
-		if *addr, err = freeAddress(ctx); err != nil {
+		port, err := rig.FreePort(ctx)
+		if err != nil {
 			return nil, err
 		}
+		*addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
 	file, err := os.Create(p.log)
 	if err != nil {
@@ -133,22 +121,13 @@ func start(ctx context.Context, dir, binary string) (_ *process, err error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
-	asking := &http.Client{Timeout: 10 * time.Second}
-	defer asking.CloseIdleConnections()
-	for begun := time.Now(); ; {
-		resp, err := asking.Get("http://" + p.admin + "/readyz") //nolint:noctx // the client has a time limit
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return p, nil
-			}
-		}
-		if time.Since(begun) > time.Minute || ctx.Err() != nil {
-			p.stop()
-			return nil, fmt.Errorf("it does not become ready: %s", p.tail())
-		}
-		time.Sleep(50 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := rig.Ready(ctx, p.admin); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("it does not become ready: %w\n%s", err, p.tail())
 	}
+	return p, nil
 }
 
 // stop ends it as an operator does, and after a while by force.
@@ -166,36 +145,4 @@ func (p *process) tail() string {
 		return err.Error()
 	}
 	return string(text[max(0, len(text)-4000):])
-}
-
-// freeAddress is one that nobody listens on. Somebody else might take it first: then Petrel does not start, and says so.
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-// selfSigned makes a certificate that nobody needs to believe.
-func selfSigned(dir string) (cert, key string, err error) {
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", "", err
-	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), DNSNames: []string{"localhost"}}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, &k.PublicKey, k)
-	if err != nil {
-		return "", "", err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		return "", "", err
-	}
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	return cert, key, errors.Join(
-		os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
-		os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600),
-	)
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/gobwas/ws"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // crowd is everybody who keeps up.
@@ -232,12 +234,5 @@ func (w *world) misbehave(acting context.Context, rnd *rand.Rand, once func()) {
 
 // pause waits for a time between the two; false when ctx is over.
 func pause(ctx context.Context, rnd *rand.Rand, least, most time.Duration) bool {
-	t := time.NewTimer(least + time.Duration(rnd.Int64N(int64(most-least)+1)))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	return rig.Pause(ctx, least+time.Duration(rnd.Int64N(int64(most-least)+1))) == nil
 }

@@ -11,7 +11,7 @@ import (
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it builds Petrel, and takes ten seconds")
+		t.Skip("builds Petrel and keeps it under load; make test runs it")
 	}
 	p, err := start(t.Context(), t.TempDir(), "")
 	if err != nil {
