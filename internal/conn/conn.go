@@ -442,7 +442,7 @@ func (c *Conn) closeLocked(code CloseCode, reason string) (wake bool) {
 	if p, ok := c.handler.(Coder); ok {
 		code = p.CloseCode(code)
 	}
-	return c.push(c.stream.goodbye(code, reason))
+	return c.push(c.stream.goodbye(c.wire, code, reason))
 }
 
 // take hands the queue to a writer. It is empty only when the writer must stop: then flushing is false again.

@@ -73,19 +73,25 @@ type inflater struct {
 // keepInflated is the largest buffer that is kept for the next message.
 const keepInflated = 64 << 10
 
-// text unpacks a message of at most limit bytes and hands it on.
-func (all *inflaters) text(packed []byte, limit int, out sink) (more bool, fail *failure) {
-	i := all.pool.Get().(*inflater)
-	defer all.pool.Put(i)
-	i.in = append(append(i.in[:0], packed...), deflateTail...)
-	i.src.Reset(i.in)
-	i.out.Reset()
+// giveBack keeps an inflater for the next message, without what a large one made of it.
+func (all *inflaters) giveBack(i *inflater) {
+	i.src.Reset(nil)
 	if cap(i.in) > keepInflated {
-		i.in = nil // src has it until the message is handed on
+		i.in = nil
 	}
 	if i.out.Cap() > keepInflated {
 		i.out = bytes.Buffer{}
 	}
+	all.pool.Put(i)
+}
+
+// text unpacks a message of at most limit bytes and hands it on.
+func (all *inflaters) text(packed []byte, limit int, out sink) (more bool, fail *failure) {
+	i := all.pool.Get().(*inflater)
+	defer all.giveBack(i)
+	i.in = append(append(i.in[:0], packed...), deflateTail...)
+	i.src.Reset(i.in)
+	i.out.Reset()
 	_ = i.from.(flate.Resetter).Reset(&i.src, nil)                                    // says nothing
 	if _, err := i.out.ReadFrom(io.LimitReader(i.from, int64(limit)+1)); err != nil { // a few bytes may stand for a thousand times as many
 		return false, &failure{CloseInvalidUTF8, "The message is not compressed as RFC 7692 says."}

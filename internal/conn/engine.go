@@ -19,7 +19,7 @@ type stream interface {
 	// wake says that the queue is no longer empty. It must not block. It is called at most once until a take comes back empty.
 	wake(c *Conn)
 	// goodbye is the last frame of the wire.
-	goodbye(code CloseCode, reason string) []byte
+	goodbye(w Wire, code CloseCode, reason string) []byte
 	// resume says that reading goes on after a pause. It must not block.
 	resume()
 	// cut ends the stream now, whatever is under way. It must not block and may be called often.
@@ -130,10 +130,12 @@ type socket struct {
 	nc net.Conn
 }
 
-func (s *socket) wake(*Conn)                                   { go s.run() }
-func (s *socket) goodbye(code CloseCode, reason string) []byte { return closeFrame(code, reason) }
-func (s *socket) resume()                                      {}                   // waitResumed hears of it
-func (s *socket) cut()                                         { _ = s.nc.Close() } // the reader meets the error
+func (s *socket) wake(*Conn) { go s.run() }
+func (s *socket) goodbye(_ Wire, code CloseCode, reason string) []byte {
+	return closeFrame(code, reason)
+}
+func (s *socket) resume() {}                   // waitResumed hears of it
+func (s *socket) cut()    { _ = s.nc.Close() } // the reader meets the error
 
 // OpenWebSocket takes over a connection whose handshake is done. early is what the peer already sent after it.
 // It returns at once; everything else is told to h.
@@ -301,10 +303,10 @@ type events struct {
 	once func()
 }
 
-func (s *events) wake(*Conn)                                   { go s.run() }
-func (s *events) goodbye(code CloseCode, reason string) []byte { return sseClose(code, reason) }
-func (s *events) resume()                                      {}
-func (s *events) cut()                                         { s.once() }
+func (s *events) wake(*Conn)                                           { go s.run() }
+func (s *events) goodbye(_ Wire, code CloseCode, reason string) []byte { return sseClose(code, reason) }
+func (s *events) resume()                                              {}
+func (s *events) cut()                                                 { s.once() }
 
 // ServeSSE answers r with an event stream. It returns when that has ended, on a loop when r can be let go. Nothing is ever heard from such a connection:
 // h gets no OnMessage, and no silence is held against it.

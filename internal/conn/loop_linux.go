@@ -106,8 +106,8 @@ func (b *inbox) empty() bool {
 	return len(b.dirty) == 0 && len(b.cut) == 0 && len(b.woken) == 0 && len(b.tasks) == 0
 }
 
-func newLoop(s *Server) (l *loop, err error) {
-	l = &loop{s: s, in: make([]byte, scratch), out: make([]byte, 0, scratch), wake: -1, epfd: -1}
+func newLoop(s *Server) (_ *loop, err error) {
+	l := &loop{s: s, in: make([]byte, scratch), out: make([]byte, 0, scratch), wake: -1, epfd: -1}
 	defer func() {
 		if err != nil {
 			l.release()

@@ -68,9 +68,9 @@ func (s *sock) resume() {
 	l.rouse()
 }
 
-// goodbye implements stream.
-func (s *sock) goodbye(code CloseCode, reason string) []byte {
-	if s.conn.wire == WireSSE {
+// goodbye implements stream. It may be asked before the socket knows its connection: that is in the table already, for whoever drains it.
+func (s *sock) goodbye(w Wire, code CloseCode, reason string) []byte {
+	if w == WireSSE {
 		return sseClose(code, reason)
 	}
 	return closeFrame(code, reason)

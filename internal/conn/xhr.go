@@ -450,7 +450,7 @@ func (x *XHR) wake(*Conn) {
 func (x *XHR) resume() {}
 
 // goodbye implements stream.
-func (x *XHR) goodbye(code CloseCode, reason string) []byte { return XHRClose(code, reason) }
+func (x *XHR) goodbye(_ Wire, code CloseCode, reason string) []byte { return XHRClose(code, reason) }
 
 // cut implements stream.
 func (x *XHR) cut() {
