@@ -233,7 +233,7 @@ func (s *Scheduler) later(d job.ScheduleDue, err error) {
 	}
 	var refusal *petrel.Error
 	if errors.As(err, &refusal) && refusal.RetryAfter > 0 {
-		pause = min(pause, refusal.RetryAfter)
+		pause = refusal.RetryAfter
 	}
 	s.mu.Lock()
 	s.putOff[key] = s.opt.Now().Add(pause)

@@ -212,9 +212,7 @@ func (c *cell) peers() []bus.Peer {
 // successors are where clients of this node had better go when it leaves: nodes that stay, those first that have
 // just been started, so that in a rolling restart nobody is sent to a node whose turn is yet to come.
 func (c *cell) successors() (urls []string) {
-	peers := slices.DeleteFunc(c.peers(), func(p bus.Peer) bool {
-		return !p.Alive || p.Info.Draining || p.Info.Addresses.URL == "" || !isMember(c.status().Members, p.Node)
-	})
+	peers := slices.DeleteFunc(c.staying(), func(p bus.Peer) bool { return p.Info.Addresses.URL == "" })
 	slices.SortStableFunc(peers, func(a, b bus.Peer) int { return cmp.Compare(a.Info.Up, b.Info.Up) })
 	for _, p := range peers {
 		urls = append(urls, p.Info.Addresses.URL)
@@ -222,9 +220,10 @@ func (c *cell) successors() (urls []string) {
 	return urls
 }
 
-// accompanied says whether another node is there that takes people.
-func (c *cell) accompanied() bool {
-	return slices.ContainsFunc(c.peers(), func(p bus.Peer) bool { return p.Alive && !p.Info.Draining })
+// staying are the other nodes that take people.
+func (c *cell) staying() []bus.Peer {
+	members := c.status().Members
+	return slices.DeleteFunc(c.peers(), func(p bus.Peer) bool { return !p.Alive || p.Info.Draining || !isMember(members, p.Node) })
 }
 
 func (c *cell) alive(m petrel.NodeID) bool {

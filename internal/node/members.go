@@ -337,6 +337,12 @@ func (c *cell) transfer(ctx context.Context, log raftlog.Log, st raftlog.Status,
 			return petrel.Errorf(petrel.CodeConflict, "%s is draining, so it should not lead. Restart it first.", nameOf(to))
 		}
 	}
+	select {
+	case c.handing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.handing }()
 	defer c.goOn()
 	c.restJobs(ctx, handOverRest)
 	return log.TransferLeadership(ctx, to)

@@ -36,7 +36,7 @@ func (n *Node) hearOfUsers(h *hub.Hub) {
 func (n *Node) mountPusher(p *publicSide) {
 	o := pusher.Options{
 		Gateway: p.gateway, Hub: n.hub, Apps: n.directory, Logger: n.logger, Registerer: n.reg,
-		Alone: func() bool { return n.cell == nil || !n.cell.accompanied() },
+		Last: func() bool { return n.cell == nil || len(n.cell.staying()) == 0 },
 	}
 	if n.forward != nil {
 		o.Elsewhere, o.PublicURL = n.forward, n.cfg.PublicURL

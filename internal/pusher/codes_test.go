@@ -23,7 +23,7 @@ func TestCloseCodes(t *testing.T) {
 		t.Errorf("a fault of ours: %d", got)
 	}
 	alone := false
-	c := &session{entrance: &entrance{s: &Server{opt: Options{Alone: func() bool { return alone }}}}}
+	c := &session{entrance: &entrance{s: &Server{opt: Options{Last: func() bool { return alone }}}}}
 	for code := range conn.Codes() {
 		if got := c.CloseCode(code); got >= 4300 || (got >= 4000 && got < 4100 && got != code) {
 			t.Errorf("%d is told as %d", code, got)

@@ -69,8 +69,8 @@ type Options struct {
 	// MaxReading is how many bytes of calls of the HTTP API are read at once; default 128 MiB.
 	MaxReading int64
 
-	// Alone says that there is no other node that clients of this one may go to. Default: never.
-	Alone func() bool
+	// Last says that there is no other node that clients of this one may go to. Default: never.
+	Last func() bool
 
 	// PublicURL is where clients reach this node and no other, "" when there is no such address: sessions over HTTP are then sent there.
 	PublicURL string
@@ -91,8 +91,8 @@ func (o *Options) defaults() {
 	if o.Gateway == nil || o.Hub == nil || o.Apps == nil {
 		panic("pusher: Options is missing a part") // a mistake of whoever assembles the node
 	}
-	if o.Alone == nil {
-		o.Alone = func() bool { return false }
+	if o.Last == nil {
+		o.Last = func() bool { return false }
 	}
 	if o.ActivityTimeout <= 0 {
 		o.ActivityTimeout = 120 * time.Second

@@ -75,7 +75,7 @@ func (c *session) CloseCode(code conn.CloseCode) conn.CloseCode {
 		return closeNoPong
 	case code == conn.CloseSlow:
 		return closeOverCapacity // it comes back after a second
-	case code == conn.CloseReconnect && c.s.opt.Alone():
+	case code == conn.CloseReconnect && c.s.opt.Last():
 		return closeOverCapacity // at once it would find the door closed, for which pusher-js waits 15 s; in a second this node may be there again
 	}
 	return code
