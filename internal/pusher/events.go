@@ -41,8 +41,8 @@ func (s *Server) postEvent(r *http.Request, c *call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if want.any() && c.again() { // counting asks other nodes
-		return nil, errAgain
+	if err := s.begin(c, want.any()); err != nil { // counting asks other nodes
+		return nil, err
 	}
 	if err := s.publish(c.app, &e); err != nil {
 		return nil, err
@@ -107,8 +107,8 @@ func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
 			names = append(names, e.Channel)
 		}
 	}
-	if asked.any() && c.again() {
-		return nil, errAgain
+	if err := s.begin(c, asked.any()); err != nil {
+		return nil, err
 	}
 	for i := range in.Batch {
 		if err := s.publish(c.app, &in.Batch[i]); err != nil {

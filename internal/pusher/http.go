@@ -8,7 +8,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -19,6 +18,9 @@ func (s *Server) mountHTTP() {
 	// No deadline of the gateway's: reading has one, publishing waits for nobody, and what asks other nodes bounds that itself.
 	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true, LongLife: true}
 	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
+		if !route.Loop { // else it says itself when it begins, and whether it waits
+			do = s.begun(do)
+		}
 		s.opt.Gateway.Handle(pattern, route, s.call(do))
 		method, path, _ := strings.Cut(pattern, " ")
 		s.opt.Gateway.Handle(path, route, s.wrongMethod(method))
@@ -32,6 +34,16 @@ func (s *Server) mountHTTP() {
 	handle("GET /apps/{app}/channels/{channel}/users", s.getUsers)
 	handle("POST /apps/{app}/users/{user}/terminate_connections", s.terminate)
 	s.opt.Gateway.Handle("/apps/", route, http.HandlerFunc(s.nothing))
+}
+
+// begun charges a call before it looks at it.
+func (s *Server) begun(do func(*http.Request, *call) ([]byte, error)) func(*http.Request, *call) ([]byte, error) {
+	return func(r *http.Request, c *call) ([]byte, error) {
+		if err := s.begin(c, true); err != nil {
+			return nil, err
+		}
+		return do(r, c)
+	}
 }
 
 // wrongMethod answers what there is a route for, but by another method.
@@ -55,27 +67,27 @@ func (s *Server) nothing(w http.ResponseWriter, r *http.Request) {
 	s.opt.Gateway.Refuse(w, r, err)
 }
 
-// call authenticates a call and answers with what do returns. One that is not authenticated is charged to its address, any other to its app.
+// call authenticates a call and answers with what do returns. One that is not authenticated is charged to its address, any other to its app: by
+// do, before it does anything (call.begin), or here when do found nothing that can be done.
 func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		buf, _ := s.bodies.Get().(*bytes.Buffer)
 		defer s.giveBack(buf)
 		c, err := s.authenticate(w, r, buf)
-		if err == nil && bytes.Contains(c.body, nameOfInfo) && conn.Again(w) {
-			return // it may count, which asks other nodes: it is called once more, and charged then
-		}
-		if err == nil {
-			err = s.opt.Gateway.Charge(c.app, 1)
-		} else if tooMany := s.opt.Gateway.ChargeStranger(r.Context()); tooMany != nil {
-			err = tooMany
-		}
 		var answer []byte
-		if err == nil {
+		if err != nil {
+			if tooMany := s.opt.Gateway.ChargeStranger(r.Context()); tooMany != nil {
+				err = tooMany
+			}
+		} else {
 			c.w = w
 			answer, err = do(r, c)
-		}
-		if errors.Is(err, errAgain) {
-			return
+			if errors.Is(err, errAgain) {
+				return
+			}
+			if tooMany := s.charge(c); tooMany != nil {
+				err = tooMany
+			}
 		}
 		if err != nil {
 			s.opt.Gateway.Refuse(w, r, err)
@@ -89,9 +101,6 @@ func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Ha
 
 // jsonType is a header's value. It is never written.
 var jsonType = []string{"application/json"}
-
-// nameOfInfo is what a body has in it that asks for counts. It is never written.
-var nameOfInfo = []byte(`"info"`)
 
 // emptyObject is the answer of most calls. It is never written.
 var emptyObject = []byte("{}")

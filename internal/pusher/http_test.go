@@ -184,18 +184,37 @@ func TestSignatures(t *testing.T) {
 // TestInfoIsChargedOnce: an answer with counts is made on a second way, where it may wait for other nodes, and is one call all the same.
 func TestInfoIsChargedOnce(t *testing.T) {
 	t.Parallel()
-	w := newSite(t, func(_ *Options, g *gateway.Options) { g.AppRate = limit.Rate{PerSecond: 1e-6, Burst: 4} })
-	for i, body := range []string{
-		`{"name":"n","channel":"a","data":"x","info":"subscription_count"}`, `{"name":"n","channel":"a","data":"x"}`,
-		`{"name":"n","channel":"a","data":"x","info":"subscription_count"}`, `{"name":"n","channel":"a","data":"x","info":"subscription_count"}`,
-		`{"name":"n","channel":"a","data":"x"}`,
-	} {
-		want := http.StatusOK
-		if i == 4 {
-			want = http.StatusTooManyRequests
+	count, plain := `{"name":"n","channel":"a","data":"x","info":"subscription_count"}`, `{"name":"n","channel":"a","data":"x"}`
+	escaped := `{"name":"n","channel":"a","data":"x","\u0069nfo":"subscription_count"}`
+	calls := []signedCall{
+		{path: "/apps/1001/events", body: count},
+		{path: "/apps/1001/events", body: plain},
+		{path: "/apps/1001/events", body: escaped},
+		{path: "/apps/1001/batch_events", body: `{"batch":[` + plain + `,` + escaped + `]}`},
+		{path: "/apps/1001/events", body: `{"name":"n","channel":"a","data":"\"info\"","info":""}`},
+		{path: "/apps/1001/events", body: `{`},
+		{method: "GET", path: "/apps/1001/channels"},
+		{method: "GET", path: "/apps/1001/channels", query: url.Values{"info": {"unknown"}}},
+	}
+	w := newSite(t, func(_ *Options, g *gateway.Options) { g.AppRate = limit.Rate{PerSecond: 1e-6, Burst: len(calls)} })
+	for i, c := range calls {
+		if c.method == "" {
+			c.method = "POST"
 		}
-		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/events", body: body}); status != want {
+		want := http.StatusOK
+		if c.body == "{" || c.query != nil {
+			want = http.StatusBadRequest
+		}
+		if status, text := w.call(c); status != want {
 			t.Fatalf("call %d: %d %s", i, status, text)
+		}
+	}
+	for i, c := range calls {
+		if c.method == "" {
+			c.method = "POST"
+		}
+		if status, text := w.call(c); status != http.StatusTooManyRequests {
+			t.Fatalf("call %d over the rate: %d %s", i, status, text)
 		}
 	}
 }

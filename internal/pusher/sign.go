@@ -93,10 +93,27 @@ type call struct {
 	params params
 	body   []byte
 	w      http.ResponseWriter
+
+	charged bool
 }
 
-// again says that the call is on a loop and must not wait: return errAgain, having changed nothing.
-func (c *call) again() bool { return conn.Again(c.w) }
+// begin is what a call does before anything else has an effect. It is charged to its app, or errAgain says that it waits, is on a loop where nothing
+// may, and is made once more: then it is charged there.
+func (s *Server) begin(c *call, waits bool) error {
+	if waits && conn.Again(c.w) {
+		return errAgain
+	}
+	return s.charge(c)
+}
+
+// charge takes a call from its app's rate, once.
+func (s *Server) charge(c *call) error {
+	if c.charged {
+		return nil
+	}
+	c.charged = true
+	return s.opt.Gateway.Charge(c.app, 1)
+}
 
 // errAgain is what a call returns that is made once more where it may wait.
 var errAgain = errors.New("pusher: again")
