@@ -103,25 +103,10 @@ type scheduleResumeCmd struct{ schedulePauseCmd }
 
 func (c *scheduleResumeCmd) Run(con *console) error { return c.turn(con, false) }
 
-// turn keeps all settings but one.
 func (c *schedulePauseCmd) turn(con *console, paused bool) error {
 	return c.do(con, func(ctx context.Context, op node.Operator) error {
-		app, name := petrel.AppID(c.App), petrel.ScheduleName(c.Name)
-		for after := petrel.ScheduleName(""); ; {
-			page, err := op.Schedules(ctx, app, after)
-			if err != nil {
-				return err
-			}
-			for _, s := range page.Schedules {
-				if after = s.Name; s.Name == name {
-					now, err := op.SetSchedule(ctx, app, node.Schedule{Name: name, When: s.When, Zone: s.Zone, Data: s.Data, Paused: paused})
-					return showSchedule(con.out, c.JSON, now, err)
-				}
-			}
-			if !page.More {
-				return petrel.Errorf(petrel.CodeScheduleNotFound, "There is no schedule %s. `petrel schedule list` shows those that are there.", name)
-			}
-		}
+		s, err := op.PauseSchedule(ctx, petrel.AppID(c.App), petrel.ScheduleName(c.Name), paused)
+		return showSchedule(con.out, c.JSON, s, err)
 	})
 }
 

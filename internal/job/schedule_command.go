@@ -18,6 +18,14 @@ type SetSchedule struct {
 	Max      int // that the app may have
 }
 
+// PauseSchedule pauses a schedule, or lets it go on: nothing else of it is changed, whoever changes it meanwhile. The app itself and operators may.
+// It answers with the Schedule; one that is not there is CodeScheduleNotFound.
+type PauseSchedule struct {
+	App    petrel.AppID
+	Name   petrel.ScheduleName
+	Paused bool
+}
+
 // RemoveSchedule ends a schedule. The app itself and operators may. It answers with the Schedule as it was; one that is not there is
 // CodeScheduleNotFound.
 type RemoveSchedule struct {
@@ -41,6 +49,9 @@ type Fired struct {
 
 // CommandKind is as in Enqueue.
 func (SetSchedule) CommandKind() string { return "job.set_schedule" }
+
+// CommandKind is as in Enqueue.
+func (PauseSchedule) CommandKind() string { return "job.pause_schedule" }
 
 // CommandKind is as in Enqueue.
 func (RemoveSchedule) CommandKind() string { return "job.remove_schedule" }
@@ -100,6 +111,25 @@ func decideSetSchedule(when When, now, want Schedule, last uint64, at int64) eve
 		d.Guards = append(d.Guards, event.Guard{Kind: event.GuardSchedules, Key: []string{string(want.App)}, Version: last})
 	}
 	return d
+}
+
+// Decide pauses the schedule or lets it go on, finds it so, or refuses. The fact is a ScheduleSet with the settings that the schedule has: the guard of
+// its row sees to it that it still has them.
+func (c PauseSchedule) Decide(r *projection.Reader, s event.Stamp) (event.Decision, error) {
+	if err := checkScheduler(s.Actor, c.App, c.Name); err != nil {
+		return event.Decision{}, err
+	}
+	now, err := ScheduleByName(r, c.App, c.Name)
+	if err != nil {
+		return event.Decision{}, err
+	}
+	when, err := ParseWhen(now.When, now.Zone)
+	if err != nil && !c.Paused { // another build has let it in: it may be paused
+		return event.Decision{}, err
+	}
+	want := now
+	want.Paused = c.Paused
+	return decideSetSchedule(when, now, want, 0, s.At), nil
 }
 
 // Decide removes the schedule or refuses.

@@ -154,6 +154,53 @@ func TestScheduleOnce(t *testing.T) {
 	w.agree()
 }
 
+// TestPauseSchedule: it changes that one thing. What another changes at the same moment stays.
+func TestPauseSchedule(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	backend := of(petrel.ActorApp, "100")
+	must[Schedule](w, backend, set("s", "every 10s"))
+	pause := PauseSchedule{App: "100", Name: "s", Paused: true}
+	other := set("s", "every 20s")
+	other.Schedule.Data = []byte(`1`)
+	a, err := w.plan(operator, other)
+	b, err2 := w.plan(backend, pause)
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	if o := w.Fold(a, b); o[0].Conflicted || !o[1].Conflicted {
+		t.Errorf("of two who decide on one snapshot: conflicted %v %v", o[0].Conflicted, o[1].Conflicted)
+	}
+	if s := must[Schedule](w, backend, pause); s.When != "every 20s" || string(s.Data) != "1" || !s.Paused || s.Next != 0 {
+		t.Errorf("paused: %+v", s)
+	}
+	before := len(w.Records)
+	if s := must[Schedule](w, operator, pause); !s.Paused || len(w.Records) != before {
+		t.Error("pausing it again made an entry")
+	}
+	w.now += 60_000
+	pause.Paused = false
+	if s := must[Schedule](w, operator, pause); s.Paused || s.Next != w.now+20_000 || string(s.Data) != "1" {
+		t.Errorf("gone on: %+v", s)
+	}
+	if s := w.schedule("s"); s.Paused || s.Next != w.now+20_000 || string(s.Data) != "1" {
+		t.Errorf("folded: %+v", s)
+	}
+	for _, c := range []struct {
+		actor petrel.Actor
+		name  petrel.ScheduleName
+		want  petrel.Code
+	}{
+		{of(petrel.ActorApp, "200"), "s", petrel.CodeForbidden}, {of(petrel.ActorUser, "100"), "s", petrel.CodeForbidden},
+		{backend, "", petrel.CodeInvalidID}, {backend, "nothing", petrel.CodeScheduleNotFound},
+	} {
+		if _, err := w.do(c.actor, PauseSchedule{App: "100", Name: c.name}); petrel.CodeOf(err) != c.want {
+			t.Errorf("%v, %q: %v, want %s", c.actor, c.name, err, c.want)
+		}
+	}
+	w.agree()
+}
+
 // TestSchedulesDue: in the order in which they became due, page by page; what is paused is not among them.
 func TestSchedulesDue(t *testing.T) {
 	t.Parallel()

@@ -88,9 +88,11 @@ type Operator interface {
 	RepeatJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
 	DiscardJobs(ctx context.Context, app petrel.AppID, ids []string) ([]string, error)
 
-	// Schedules is a page of an app's schedules behind a name; SetSchedule makes one or replaces its settings; RemoveSchedule returns it as it was.
+	// Schedules is a page of an app's schedules behind a name; SetSchedule makes one or replaces its settings; PauseSchedule changes that
+	// it is paused, and nothing else; RemoveSchedule returns it as it was.
 	Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (SchedulePage, error)
 	SetSchedule(ctx context.Context, app petrel.AppID, s Schedule) (job.ShownSchedule, error)
+	PauseSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName, paused bool) (job.ShownSchedule, error)
 	RemoveSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName) (job.ShownSchedule, error)
 
 	// Cell shows the nodes. A node that runs alone shows itself.

@@ -70,12 +70,14 @@ func (n *Node) Schedules(ctx context.Context, app petrel.AppID, after petrel.Sch
 
 // SetSchedule implements Operator.
 func (n *Node) SetSchedule(ctx context.Context, app petrel.AppID, s Schedule) (job.ShownSchedule, error) {
-	if err := n.shard.store.View(ctx, func(r *projection.Reader) error { _, err := identity.AppByID(r, app); return err }); err != nil {
-		return job.ShownSchedule{}, err
-	}
 	return n.operateSchedule(ctx, app, job.SetSchedule{
 		Schedule: job.Schedule{App: app, Name: s.Name, When: s.When, Zone: s.Zone, Data: s.Data, Paused: s.Paused}, Max: n.maxSchedules(app),
 	})
+}
+
+// PauseSchedule implements Operator.
+func (n *Node) PauseSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName, paused bool) (job.ShownSchedule, error) {
+	return n.operateSchedule(ctx, app, job.PauseSchedule{App: app, Name: name, Paused: paused})
 }
 
 // RemoveSchedule implements Operator.
@@ -84,11 +86,14 @@ func (n *Node) RemoveSchedule(ctx context.Context, app petrel.AppID, name petrel
 }
 
 func (n *Node) operateSchedule(ctx context.Context, app petrel.AppID, c command.Command) (job.ShownSchedule, error) {
+	if err := n.shard.store.View(ctx, func(r *projection.Reader) error { _, err := identity.AppByID(r, app); return err }); err != nil {
+		return job.ShownSchedule{}, err
+	}
 	res, err := n.desk.Do(ctx, petrel.Actor{Kind: petrel.ActorOperator}, command.Meta{}, c)
 	if err != nil {
 		return job.ShownSchedule{}, err
 	}
-	s := res.Answer.(job.Schedule) //nolint:forcetypeassert // what both commands answer
+	s := res.Answer.(job.Schedule) //nolint:forcetypeassert // what these commands answer
 	n.logger.Info("an operator changed a schedule", "kind", c.CommandKind(), "app", app, "schedule", s.Name)
 	return s.Show(), nil
 }
@@ -103,9 +108,18 @@ func (r *Remote) SetSchedule(ctx context.Context, app petrel.AppID, s Schedule) 
 	return ask[job.ShownSchedule](ctx, r, http.MethodPost, appPath(app)+"/schedules", s)
 }
 
+// PauseSchedule implements Operator.
+func (r *Remote) PauseSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName, paused bool) (job.ShownSchedule, error) {
+	return ask[job.ShownSchedule](ctx, r, http.MethodPatch, appPath(app)+"/schedules/"+url.PathEscape(string(name)), pauseRequest{&paused})
+}
+
 // RemoveSchedule implements Operator.
 func (r *Remote) RemoveSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName) (job.ShownSchedule, error) {
 	return ask[job.ShownSchedule](ctx, r, http.MethodDelete, appPath(app)+"/schedules/"+url.PathEscape(string(name)), nil)
+}
+
+type pauseRequest struct {
+	Paused *bool `json:"paused"`
 }
 
 // scheduleRoutes are the calls of the admin API that are about schedules.
@@ -119,6 +133,16 @@ func scheduleRoutes(mux *http.ServeMux, op Operator, withApp func(do func(ctx co
 			return nil, err
 		}
 		return op.SetSchedule(ctx, app, in)
+	}))
+	mux.HandleFunc("PATCH /admin/apps/{app}/schedules/{schedule}", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
+		in, err := readBody[pauseRequest](r)
+		if err != nil {
+			return nil, err
+		}
+		if in.Paused == nil {
+			return nil, petrel.Errorf(petrel.CodeInvalidField, `Say {"paused":true} or {"paused":false}.`)
+		}
+		return op.PauseSchedule(ctx, app, petrel.ScheduleName(r.PathValue("schedule")), *in.Paused)
 	}))
 	mux.HandleFunc("DELETE /admin/apps/{app}/schedules/{schedule}", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
 		return op.RemoveSchedule(ctx, app, petrel.ScheduleName(r.PathValue("schedule")))
