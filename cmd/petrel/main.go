@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	_ "time/tzdata" // schedules know time zones, also where the machine has no list of them
 
 	"github.com/alecthomas/kong"
 

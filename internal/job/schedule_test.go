@@ -191,8 +191,10 @@ func TestPauseSchedule(t *testing.T) {
 		name  petrel.ScheduleName
 		want  petrel.Code
 	}{
-		{of(petrel.ActorApp, "200"), "s", petrel.CodeForbidden}, {of(petrel.ActorUser, "100"), "s", petrel.CodeForbidden},
-		{backend, "", petrel.CodeInvalidID}, {backend, "nothing", petrel.CodeScheduleNotFound},
+		{of(petrel.ActorApp, "200"), "s", petrel.CodeForbidden},
+		{of(petrel.ActorUser, "100"), "s", petrel.CodeForbidden},
+		{backend, "", petrel.CodeInvalidID},
+		{backend, "nothing", petrel.CodeScheduleNotFound},
 	} {
 		if _, err := w.do(c.actor, PauseSchedule{App: "100", Name: c.name}); petrel.CodeOf(err) != c.want {
 			t.Errorf("%v, %q: %v, want %s", c.actor, c.name, err, c.want)

@@ -2,6 +2,7 @@ package job
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,7 +14,6 @@ import (
 // Bounds of what says when a schedule is due.
 const (
 	maxWhen     = 128 // bytes
-	maxZone     = 64  // bytes
 	minInterval = 10 * time.Second
 	maxInterval = 366 * 24 * time.Hour
 	// maxChanges of a time zone's offset are looked through for the next time: there are two in most years.
@@ -62,8 +62,7 @@ func ParseWhen(text, zone string) (w When, err error) {
 		w.hourly = text == "@hourly"
 	}
 	if w.cron, err = cron.ParseStandard(text); err != nil {
-		text, _, _ := strings.Cut(err.Error(), ": strconv.")
-		return w, errWhen("It does not read so: %s.", text)
+		return w, errWhen("There are @hourly, @daily, @weekly, @monthly and @yearly, and every 90m.")
 	}
 	if w.Next(time.Unix(0, 0)).IsZero() {
 		return w, errWhen("There is no such day.")
@@ -71,15 +70,36 @@ func ParseWhen(text, zone string) (w When, err error) {
 	return w, nil
 }
 
-// checkFields refuses what the library reads as something else than it seems to say.
+// cronFields are the five of an expression, in their order.
+var cronFields = [...]struct {
+	name   string
+	values int
+	are    string
+}{
+	{"minute", 60, "0 to 59"},
+	{"hour", 24, "0 to 23"},
+	{"day of month", 31, "1 to 31"},
+	{"month", 12, "1 to 12, or jan to dec"},
+	{"day of week", 7, "0 to 6, or sun to sat"},
+}
+
+// checkFields refuses what the library refuses, in our words, and what it reads as something else than it seems to say.
 func checkFields(fields []string) error {
-	if len(fields) != 5 {
+	if len(fields) != len(cronFields) {
 		return errWhen("A cron expression has five fields: minute, hour, day of month, month, day of week. It has %d.", len(fields))
 	}
-	for _, f := range fields {
+	for i, f := range fields {
+		kind := cronFields[i]
+		alone := []string{"*", "*", "*", "*", "*"}
+		alone[i] = f
+		_, err := cron.ParseStandard(strings.Join(alone, " "))
 		for part := range strings.SplitSeq(f, ",") {
-			if part == "" || len(part) > 1 && strings.ContainsAny(part[:1], "*?") && part[1] != '/' || strings.ContainsAny(f, "@.") {
-				return errWhen("The field %.40q does not read so.", f)
+			if part == "" || len(part) > 1 && strings.ContainsAny(part[:1], "*?") && part[1] != '/' || strings.ContainsAny(f, "@.") || err != nil {
+				return errWhen("The field %.40q does not read as the %s: that is %s, or *, with , - / between them.", f, kind.name, kind.are)
+			}
+			_, step, _ := strings.Cut(part, "/")
+			if n, err := strconv.ParseUint(step, 10, 64); err == nil && n > uint64(kind.values) { //nolint:gosec // not negative
+				return errWhen("The step of the field %.40q leads beyond its last %s each time. An interval reads like every 90m.", f, kind.name)
 			}
 		}
 	}
@@ -92,20 +112,6 @@ func notInWhen(r rune) bool {
 
 func errWhen(format string, args ...any) error {
 	return petrel.Errorf(petrel.CodeInvalidField, "The schedule says when it is due in a way that is not understood. "+format, args...)
-}
-
-// loadZone knows the names of the IANA's list, which begin with a capital and are built in. What else lies in a machine's folder of zones, like
-// localtime or posix/Europe/Berlin, is not on every node.
-func loadZone(name string) (*time.Location, error) {
-	if name == "" {
-		return time.UTC, nil
-	}
-	if len(name) <= maxZone && name != "Local" && name[0] >= 'A' && name[0] <= 'Z' {
-		if zone, err := time.LoadLocation(name); err == nil {
-			return zone, nil
-		}
-	}
-	return nil, petrel.Errorf(petrel.CodeInvalidField, "There is no time zone %.40q. Use a name like Europe/Berlin, or UTC.", name)
 }
 
 // Next is the first time after one that is due; the zero time if there is none. An interval counts from that time.

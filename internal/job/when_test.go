@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	_ "time/tzdata"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -84,7 +83,7 @@ func TestWhenRefuses(t *testing.T) {
 	t.Parallel()
 	for _, when := range []string{
 		"", " ", "x", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *", "* * * 13 *", "* * * * 7", "-1 * * * *", "1- * * * *",
-		"5-1 * * * *", "*/0 * * * *", "1,,2 * * * *", ", * * * *", "*5 * * * *", "*-5 * * * *", "* * * * mon-", "1/2/3 * * * *", "1.5 * * * *",
+		"5-1 * * * *", "*/61 * * * *", "5/61 * * * *", "0,*/99 * * * *", "0 */25 * * *", "0 0 */32 * *", "0 0 1 */13 *", "0 0 * * */8", "0 0 L * *", "0 0 * * 1L", "0 0 15W * *", "*/0 * * * *", "1,,2 * * * *", ", * * * *", "*5 * * * *", "*-5 * * * *", "* * * * mon-", "1/2/3 * * * *", "1.5 * * * *",
 		"TZ=UTC * * * * *", "CRON_TZ=UTC", "TZ=", "@every", "@every 1s", "@reboot", "@", "every", "every ", "every x", "every 1s", "every 9s", "every -1h", "every 10.5s",
 		"every 8785h", "every 1ns", "0 0 30 2 *", "0 0 31 4,6 *", "* * * * *\x00", "０ ０ * * *", strings.Repeat("1,", 100) + "1 * * * *",
 	} {
@@ -92,9 +91,39 @@ func TestWhenRefuses(t *testing.T) {
 			t.Errorf("%q: %+v, %v", when, w, err)
 		}
 	}
-	for _, zone := range []string{"Local", "localtime", "posix/Europe/Berlin", "right/UTC", "posixrules", "Europe/Nowhere", "../../etc/passwd", "/etc/localtime", "CEST ", strings.Repeat("a", 100), "Europe/Berlin\x00"} {
+	for _, zone := range []string{"Local", "localtime", "posix/Europe/Berlin", "right/UTC", "posixrules", "Europe/Nowhere", "../../etc/passwd", "/etc/localtime", "CEST ", "europe/berlin", "EUROPE/BERLIN", "Europe", "Europe/", "US/Pacific-New", "Europe/Berlin/", strings.Repeat("a", 100), "Europe/Berlin\x00"} {
 		if _, err := ParseWhen("@daily", zone); petrel.CodeOf(err) != petrel.CodeInvalidField {
 			t.Errorf("zone %q: %v", zone, err)
+		}
+	}
+}
+
+// TestWhenSays: what is wrong is said in words of cron, not of the code that reads it.
+func TestWhenSays(t *testing.T) {
+	t.Parallel()
+	for when, want := range map[string]string{
+		"0 0 L * *":    `The field "L" does not read as the day of month: that is 1 to 31, or *, with , - / between them.`,
+		"0 24 * * *":   `The field "24" does not read as the hour: that is 0 to 23,`,
+		"0 0 * mai *":  `The field "mai" does not read as the month: that is 1 to 12, or jan to dec,`,
+		"*/61 * * * *": `The step of the field "*/61" leads beyond its last minute each time. An interval reads like every 90m.`,
+		"@often":       "There are @hourly, @daily, @weekly, @monthly and @yearly, and every 90m.",
+	} {
+		if _, err := ParseWhen(when, ""); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", when, err, want)
+		}
+	}
+}
+
+// TestZones: every name of the list reads as a zone, each is read once, and the machine's own list is not asked.
+func TestZones(t *testing.T) {
+	t.Parallel()
+	if n := len(zones()); n < 500 {
+		t.Errorf("there are %d zones", n)
+	}
+	for name := range zones() {
+		zone, err := loadZone(name)
+		if again, _ := loadZone(name); err != nil || zone.String() != name || again != zone {
+			t.Errorf("%s: %v, %v", name, zone, err)
 		}
 	}
 }
