@@ -52,6 +52,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	b.report = newReport(ctx, b)
+	b.tell("%d runs, about %s\n", len(b.s.cases)*len(b.servers)*b.s.rounds, b.expected().Round(time.Minute))
 	end := time.Now().Add(b.s.budget)
 	for _, c := range b.s.cases {
 		for round := range b.s.rounds {
@@ -74,6 +75,15 @@ func (b *bench) run(ctx context.Context) (err error) {
 		}
 	}
 	return b.finish()
+}
+
+// expected is how long all of it takes, as a rule: a start and an end are two seconds, and 3,000 connections come in a second.
+func (b *bench) expected() (d time.Duration) {
+	for _, c := range b.s.cases {
+		job := c.job(&b.s)
+		d += job.Settle + job.Warmup + job.Measure + 2*time.Second + time.Duration(job.Subscribers)*time.Second/3000
+	}
+	return d * time.Duration(len(b.servers)*b.s.rounds)
 }
 
 func (b *bench) finish() error {

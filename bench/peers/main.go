@@ -118,8 +118,10 @@ func parseSettings(args []string, progress io.Writer) (s settings, err error) {
 	f.SetOutput(progress)
 	f.Usage = func() {
 		fmt.Fprint(progress, "go run ./bench/peers [flags], or: report FILE\n\nServers: "+strings.Join(serverNames(), ", ")+
-			"\n  -server NAME=KIND:COMMAND adds one, where KIND is petrel, petrel-native, petrel-tls or centrifugo, and COMMAND its binary;\n"+
-			"  or pusher, plain, nchan or nats for whatever speaks as those do, and COMMAND all of its command line, in which {port}, {app}, {key} and {secret} are filled in\nCases:\n")
+			"\n  -server NAME=KIND:COMMAND adds one. KIND and COMMAND are\n"+
+			"    "+strings.Join(petrelKinds, ", ")+": what is started with serve and its flags: a binary, or 'env GOGC=50 {petrel}' for this one with something else around it;\n"+
+			"    centrifugo: its binary;\n"+
+			"    pusher, plain, nchan, nats: for whatever speaks as those do, all of a command line, in which {port}, {app}, {key} and {secret} are filled in.\nCases:\n")
 		for _, c := range allCases() {
 			fmt.Fprintf(progress, "  %-10s %s\n", c.name, c.title)
 		}
@@ -144,7 +146,7 @@ func parseSettings(args []string, progress io.Writer) (s settings, err error) {
 	f.DurationVar(&s.times.measure, "measure", 6*time.Second, "the window of a run")
 	f.DurationVar(&s.times.idle, "idle", 30*time.Second, "the window of a run of the idle case")
 	f.DurationVar(&s.times.limit, "limit", 2*time.Minute, "for a run, with everything: one that takes longer has failed")
-	f.IntVar(&s.conns, "idle-connections", 19_000, "of the idle case; fewer when this process may not open as many files")
+	f.IntVar(&s.conns, "idle-connections", 19_000, "of the idle case; fewer where Petrel does not take as many, for want of files that it may open")
 	f.IntVar(&s.storm, "storm-connections", 9_500, "of the storm")
 	f.IntVar(&s.payload, "payload", 128, "bytes of a message")
 	f.DurationVar(&s.budget, "budget", 4*time.Hour, "no run begins after it; what is there is reported")
@@ -162,7 +164,15 @@ func parseSettings(args []string, progress io.Writer) (s settings, err error) {
 	if *servers != "" {
 		s.servers = strings.Split(*servers, ",")
 	}
-	s.conns = min(s.conns, maxFiles()-200)
+	if s.petrel != "" {
+		if s.petrel, err = filepath.Abs(s.petrel); err != nil { // servers run in folders of their own
+			return s, err
+		}
+	}
+	if most := petrelTakes(maxFiles()); s.conns > most {
+		fmt.Fprintf(progress, "idle: %d connections instead of %d: with %d files (ulimit -n) Petrel takes no more\n", most, s.conns, maxFiles())
+		s.conns = most
+	}
 	if s.rounds < 1 || s.payload < load.MinPayload || s.payload > 10_000 || s.conns < 1 || s.storm < 1 {
 		return s, fmt.Errorf("at least one round, one connection and a payload of %d to 10000 bytes", load.MinPayload)
 	}
@@ -190,4 +200,11 @@ func maxFiles() int {
 		return 1 << 20
 	}
 	return int(r.Cur) //nolint:gosec // bounded above
+}
+
+// petrelTakes is how many connections a node takes that may open so many files, rounded down: it keeps 256 for its log and its
+// projection, and 5 % of the places so that operators get in.
+func petrelTakes(files int) int {
+	most := (files-256)*95/100 - 100
+	return most - most%100
 }

@@ -42,6 +42,7 @@ func TestBench(t *testing.T) {
 	}
 	if !testing.Short() {
 		args = append(args, "-petrel", petreltest.Binary(t))
+		args = append(args, "-server", "petrel-gogc50=petrel:env GOGC=50 {petrel}")
 		args[1] = "bare,petrel,petrel-native"
 		args[3] = "rate-100,max-100,publish,idle,storm"
 		if _, err := exec.LookPath("cc"); err == nil {
@@ -262,6 +263,15 @@ func TestPlot(t *testing.T) {
 		}
 		if s := string(text); !strings.HasSuffix(s, "</svg>\n") || !strings.Contains(s, "a&amp;b") || strings.Contains(s, "NaN") || strings.Contains(s, "%!") {
 			t.Errorf("%s:\n%s", name, s)
+		}
+	}
+}
+
+func TestPetrelTakes(t *testing.T) {
+	t.Parallel()
+	for files, want := range map[int]int{20_000: 18_600, 1024: 600} {
+		if got := petrelTakes(files); got != want {
+			t.Errorf("%d connections with %d files, want %d", got, files, want)
 		}
 	}
 }

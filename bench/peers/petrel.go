@@ -12,6 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,40 +26,45 @@ import (
 // nativeRooms are the most that Petrel's native protocol is given: rooms are durable, and each takes a request to make.
 const nativeRooms = 1000
 
-// findPetrel is Petrel itself: its Pusher protocol, its native one with durable rooms, and the former over TLS.
+// petrelKinds are Petrel itself: its Pusher protocol, its native one with durable rooms, and the former over TLS and through an io_uring.
+var petrelKinds = []string{"petrel", "petrel-native", "petrel-tls", "petrel-uring"}
+
 func findPetrel(kind string) func(context.Context, *bench) (*server, error) {
-	return func(ctx context.Context, b *bench) (*server, error) {
-		if b.s.petrel == "" {
-			binary, err := rig.BuildPetrel(ctx, b.work)
-			if err != nil {
-				return nil, err
-			}
-			b.s.petrel = binary
-		}
-		return petrelServer(ctx, kind, b.s.petrel)
-	}
+	return func(ctx context.Context, b *bench) (*server, error) { return b.petrelServer(ctx, kind, "{petrel}") }
 }
 
-func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
-	if kind == "petrel-tls" {
-		help, err := exec.CommandContext(ctx, binary, "serve", "--help").CombinedOutput()
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s", err, help)
-		}
-		if !bytes.Contains(help, []byte("--tls-cert")) {
-			return nil, absent{"this Petrel has no TLS of its own (--tls-cert)"}
+// petrelServer is started by a command line, in which {petrel} is the binary of -petrel or of this tree.
+func (b *bench) petrelServer(ctx context.Context, kind, line string) (*server, error) {
+	if kind == "petrel-uring" {
+		// A kernel that allows one gets as far as its parameters, which are not there. The number is the same on all of Go's machines but MIPS.
+		const ioUringSetup = 425
+		if _, _, errno := syscall.Syscall(ioUringSetup, 1, 0, 0); errno != syscall.EFAULT {
+			return nil, absent{"this kernel gives no io_uring: " + errno.Error()}
 		}
 	}
-	return &server{version: firstLine(ctx, binary, "version"), launch: func(ctx context.Context, dir string, port int) (*launch, error) {
+	if strings.Contains(line, "{petrel}") && b.s.petrel == "" {
+		binary, err := rig.BuildPetrel(ctx, b.work)
+		if err != nil {
+			return nil, err
+		}
+		b.s.petrel = binary
+	}
+	command := strings.Fields(line)
+	for i, word := range command {
+		command[i] = strings.ReplaceAll(word, "{petrel}", b.s.petrel) // a path may have spaces
+	}
+	version, err := exec.CommandContext(ctx, command[0], append(command[1:], "version")...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("%s version: %w: %s", strings.Join(command, " "), err, version)
+	}
+	return &server{version: firstLines(strings.TrimSpace(string(version)), 1), launch: func(ctx context.Context, dir string, port int) (*launch, error) {
 		admin, err := rig.FreePort(ctx)
 		if err != nil {
 			return nil, err
 		}
 		l := &launch{
-			args: []string{
-				binary, "serve", "--data", filepath.Join(dir, "data"), "--listen", local(port), "--admin", local(admin), "--log-level", "warn",
-				"--max-connections", "100000",
-			},
+			args: append(slices.Clone(command), "serve", "--data", filepath.Join(dir, "data"), "--listen", local(port), "--admin", local(admin),
+				"--log-level", "warn", "--max-connections", "100000"),
 			env:     []string{"PETREL_APP_ID=" + appID, "PETREL_APP_KEY=" + appKey, "PETREL_APP_SECRET=" + appSecret},
 			target:  webTarget("pusher", port),
 			ready:   func(ctx context.Context) error { return rig.Ready(ctx, local(admin)) },
@@ -66,6 +74,8 @@ func petrelServer(ctx context.Context, kind, binary string) (*server, error) {
 		case "petrel-native":
 			l.target.Dialect = "petrel"
 			l.prepare = func(ctx context.Context, job *load.Job) error { return makeRooms(ctx, local(port), job) }
+		case "petrel-uring":
+			l.args = append(l.args, "--io-uring")
 		case "petrel-tls":
 			cert, key, err := rig.SelfSigned(dir)
 			if err != nil {

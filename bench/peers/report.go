@@ -57,7 +57,7 @@ type record struct {
 func newReport(ctx context.Context, b *bench) report {
 	r := report{
 		At: time.Now(), Commit: firstLine(ctx, "git", "describe", "--always", "--dirty"), Machine: machineText(ctx),
-		Settings: fmt.Sprintf("%d rounds, windows of %s after %s, idle %s, %d bytes of payload", b.s.rounds, b.s.times.measure, b.s.times.warmup, b.s.times.idle, b.s.payload),
+		Settings: fmt.Sprintf("%d rounds, windows of %s after %s, idle %d connections for %s, %d bytes of payload", b.s.rounds, b.s.times.measure, b.s.times.warmup, b.s.conns, b.s.times.idle, b.s.payload),
 	}
 	for _, s := range b.servers {
 		r.Servers = append(r.Servers, entrant{s.name, s.kind, s.version})

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/petrel-chat/petrel/bench/peers/bare"
@@ -65,6 +66,7 @@ func kinds() []kind {
 		{"petrel", findPetrel("petrel")},
 		{"petrel-native", findPetrel("petrel-native")},
 		{"petrel-tls", findPetrel("petrel-tls")},
+		{"petrel-uring", findPetrel("petrel-uring")},
 		{"nchan", findNchan},
 		{"soketi", findSoketi},
 		{"nats", findNATS},
@@ -118,14 +120,16 @@ func (b *bench) findServers(ctx context.Context) error {
 
 // addedServer is one of the command line.
 func (b *bench) addedServer(ctx context.Context, a added) (*server, error) {
-	s := &server{name: a.name, kind: a.kind}
-	switch a.kind {
-	case "petrel", "petrel-native", "petrel-tls":
-		found, err := petrelServer(ctx, a.kind, a.command)
+	if slices.Contains(petrelKinds, a.kind) {
+		s, err := b.petrelServer(ctx, a.kind, a.command)
 		if err != nil {
 			return nil, err
 		}
-		s.launch, s.version = found.launch, found.version
+		s.name, s.kind = a.name, a.kind
+		return s, nil
+	}
+	s := &server{name: a.name, kind: a.kind}
+	switch a.kind {
 	case "centrifugo":
 		s.launch = launchCentrifugo(a.command)
 	case "pusher", "plain", "nchan", "nats":
