@@ -11,18 +11,23 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
-	"github.com/petrel-chat/petrel/internal/command"
 	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/petrel"
-	"github.com/petrel-chat/petrel/internal/projection"
 )
 
-// SchedulerOptions are the options of NewScheduler. Do, View and Leading are required.
+// Calendar is the shard's schedules, as the scheduler reads and fires them; NewCalendar's.
+type Calendar interface {
+	// Due is a page of those that are due at a time, behind one; a full page has limit of them.
+	Due(ctx context.Context, now time.Time, after job.ScheduleDue, limit int) ([]job.ScheduleDue, error)
+	// Next is when the first behind a time is due, Unix milliseconds; 0: none.
+	Next(ctx context.Context, now time.Time) (int64, error)
+	// Fire fires one, or finds that another has.
+	Fire(ctx context.Context, app petrel.AppID, name petrel.ScheduleName) (job.Fired, error)
+}
+
+// SchedulerOptions are the options of NewScheduler. Calendar and Leading are required.
 type SchedulerOptions struct {
-	// Do decides a command for an app as the system.
-	Do func(ctx context.Context, app petrel.AppID, c command.Command) (command.Result, error)
-	// View reads the projection.
-	View View
+	Calendar Calendar
 	// Leading says whether this node leads the shard and may fire its schedules.
 	Leading func() (term uint64, ok bool)
 	// Held says that an app is suspended: its schedules wait until it is resumed. nil: none is.
@@ -38,7 +43,7 @@ type SchedulerOptions struct {
 }
 
 func (o *SchedulerOptions) defaults() {
-	if o.Do == nil || o.View == nil || o.Leading == nil {
+	if o.Calendar == nil || o.Leading == nil {
 		panic("effect: SchedulerOptions is missing a part") // a mistake of assembly
 	}
 	if o.Held == nil {
@@ -114,7 +119,7 @@ func (s *Scheduler) loop() {
 		if _, leads := s.opt.Leading(); leads {
 			next, err := s.round()
 			if err != nil {
-				s.failed("", "", err)
+				s.unread(err)
 			} else if next > 0 { // the clock may be changed while we wait, so never for long
 				pause = min(pause, max(time.UnixMilli(next).Sub(s.opt.Now()), time.Millisecond))
 			}
@@ -147,11 +152,7 @@ func (s *Scheduler) round() (next int64, err error) {
 	waits := 0
 	held := map[petrel.AppID]bool{}
 	for after, more := (job.ScheduleDue{}), true; more; {
-		var due []job.ScheduleDue
-		err := s.opt.View(s.ctx, func(r *projection.Reader) (err error) {
-			due, err = job.SchedulesDue(r, now.UnixMilli(), after, page)
-			return err
-		})
+		due, err := s.opt.Calendar.Due(s.ctx, now, after, page)
 		if err != nil {
 			return 0, err
 		}
@@ -174,11 +175,7 @@ func (s *Scheduler) round() (next int64, err error) {
 	}
 	waits += s.fire(fire)
 	s.metrics.overdue.Set(float64(waits))
-	err = s.opt.View(s.ctx, func(r *projection.Reader) (err error) {
-		next, err = job.NextSchedule(r, now.UnixMilli())
-		return err
-	})
-	return next, err
+	return s.opt.Calendar.Next(s.ctx, now)
 }
 
 func (s *Scheduler) isPutOff(d job.ScheduleDue) bool {
@@ -209,12 +206,12 @@ func (s *Scheduler) fire(due []job.ScheduleDue) (failed int) {
 }
 
 func (s *Scheduler) one(d job.ScheduleDue) error {
-	res, err := s.opt.Do(s.ctx, d.App, job.FireSchedule{App: d.App, Name: d.Name})
+	fired, err := s.opt.Calendar.Fire(s.ctx, d.App, d.Name)
 	if err != nil {
 		s.later(d, err)
 		return err
 	}
-	if fired := res.Answer.(job.Fired); fired.Did { //nolint:forcetypeassert // what the command answers
+	if fired.Did {
 		late := s.opt.Now().Sub(time.UnixMilli(fired.Due))
 		s.metrics.fired(late, fired.Missed)
 		if fired.Missed > 0 {
@@ -251,10 +248,22 @@ func (s *Scheduler) failed(app petrel.AppID, name petrel.ScheduleName, err error
 	})
 }
 
+// unread says why nobody knows what is due.
+func (s *Scheduler) unread(err error) {
+	if s.ctx.Err() != nil {
+		return
+	}
+	s.metrics.failures.WithLabelValues(string(petrel.CodeOf(err))).Inc()
+	s.quiet.Do(func() {
+		s.opt.Logger.Warn("the schedules cannot be looked through: what is due is late, and not lost", "error", err)
+	})
+}
+
 type scheduleMetrics struct {
 	lateness prometheus.Histogram
 	missed   prometheus.Counter
 	putOff   *prometheus.CounterVec
+	failures *prometheus.CounterVec
 	overdue  prometheus.Gauge
 }
 
@@ -270,12 +279,15 @@ func newScheduleMetrics(reg prometheus.Registerer) *scheduleMetrics {
 		putOff: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "petrel_schedule_put_off_total", Help: "Times that a schedule was due and could not be fired, by code: jobs_full when too many jobs of its app wait. It is tried again.",
 		}, []string{"code"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "petrel_schedule_failures_total", Help: "Times that the schedules could not be looked through, by code. It is tried again.",
+		}, []string{"code"}),
 		overdue: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "petrel_schedules_overdue", Help: "Schedules that are due and could not be fired, on the leader. Those of suspended apps are not counted.",
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.lateness, m.missed, m.putOff, m.overdue)
+		reg.MustRegister(m.lateness, m.missed, m.putOff, m.failures, m.overdue)
 	}
 	return m
 }

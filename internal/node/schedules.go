@@ -17,7 +17,7 @@ import (
 // openSchedules makes what fires the shard's schedules. It does nothing until Start, and on every node that does not lead.
 func (n *Node) openSchedules() {
 	n.schedules = effect.NewScheduler(effect.SchedulerOptions{
-		Do: n.doForApp, View: n.shard.store.View, Leading: n.runsJobs, Held: n.held,
+		Calendar: effect.NewCalendar(n.doForApp, n.shard.store.View), Leading: n.runsJobs, Held: n.held,
 		Now: n.opt.Faults.now(), Logger: n.logger, Registerer: n.reg,
 	})
 }

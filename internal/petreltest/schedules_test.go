@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/node"
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // TestSchedules is what schedules do while their cell loses its leader, its app is suspended, and there is no room, by a clock that the test sets.
@@ -82,12 +83,45 @@ func testSchedules(t *testing.T, nodes int) {
 	}
 	told("0+0", "1+2")
 
-	// A suspended app hears nothing, and of all of it at once when it is resumed.
+	// A suspended app's schedules wait, while those of another are fired, and are told all at once when it is resumed.
+	other, err := c.Node(0).CreateApp(t.Context(), node.NewApp{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Node(0).SetSchedule(t.Context(), other.ID, node.Schedule{Name: "tick", When: "every 10s"}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.Node(0).Suspend(t.Context(), AppID, "to see"); err != nil {
 		t.Fatal(err)
 	}
-	until(day.AddDate(0, 0, 5).Add(13 * time.Hour))
-	moment(t.Context(), 1500*time.Millisecond)
+	for i := range nodes {
+		Until(t, "each node knows that the app is suspended", func() bool {
+			_, answer, err := c.ask(i, "GET", "/v1/schedules", "")
+			return err == nil && strings.Contains(answer, `"app_suspended"`)
+		})
+	}
+	fired := func(app petrel.AppID, name petrel.ScheduleName) uint64 {
+		t.Helper()
+		page, err := c.Node(0).Schedules(t.Context(), app, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range page.Schedules {
+			if s.Name == name {
+				return s.Fired
+			}
+		}
+		t.Fatalf("the app %s has no schedule %s", app, name)
+		return 0
+	}
+	for minute := range time.Duration(2) { // the second time, the round of the first one has come to its end
+		before := fired(other.ID, "tick")
+		until(day.AddDate(0, 0, 5).Add(13*time.Hour + minute*time.Minute))
+		Until(t, "the other app's schedule was fired", func() bool { return fired(other.ID, "tick") > before })
+	}
+	if n := fired(AppID, "noon"); n != 2 {
+		t.Errorf("the schedule of a suspended app was fired: %d times, want 2", n)
+	}
 	told("0+0", "1+2")
 	if _, err := c.Node(0).Resume(t.Context(), AppID); err != nil {
 		t.Fatal(err)
