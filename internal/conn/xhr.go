@@ -102,7 +102,7 @@ func (x *XHR) Conn() *Conn { return x.c }
 
 // ServeStream answers r with frames as they come, until the client goes, the connection ends, another response
 // takes over, or this one has grown to where pusher-js drops it (256 KiB); on a loop it returns at once. It returns ErrClosed, and has
-// answered nothing, when the connection is over already.
+// answered nothing, when the connection is over already. When that is cut without a goodbye, so is the answer: it panics with http.ErrAbortHandler.
 func (x *XHR) ServeStream(w http.ResponseWriter, r *http.Request) error {
 	return x.serve(w, r, true)
 }
@@ -140,10 +140,26 @@ func (x *XHR) serve(w http.ResponseWriter, r *http.Request, streams bool) error 
 	well := run(r.Context(), rc) // says whether the response ended well
 	replaced := x.detach(rc, well)
 	_ = rc.ctl.SetWriteDeadline(time.Now().Add(x.c.table.opt.CloseWait)) // net/http still has the end to write
-	if replaced && !well {
+	switch {
+	case well:
+	case replaced:
 		_, _ = w.Write(xhrReplaced()) // whoever reads it is not the client that the connection belongs to now
+	case streams && x.cutShort():
+		panic(http.ErrAbortHandler) // the client sees that its stream broke off, not an end that was meant
 	}
 	return nil
+}
+
+// cutShort says that the connection was cut without its goodbye.
+func (x *XHR) cutShort() bool {
+	select {
+	case <-x.over:
+	default:
+		return false
+	}
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	return !x.c.closeSent
 }
 
 // attach takes the place of the response that received until now.

@@ -107,6 +107,18 @@ func receive(ctx context.Context, t testing.TB, fn func(http.ResponseWriter, *ht
 	return a.body()
 }
 
+// streamOf is ServeStream as net/http calls it: a stream that is cut fails.
+func streamOf(x *XHR) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) (err error) {
+		defer func() {
+			if v := recover(); v != nil {
+				err = v.(error)
+			}
+		}()
+		return x.ServeStream(w, r)
+	}
+}
+
 func TestXHRFrames(t *testing.T) {
 	t.Parallel()
 	for want, got := range map[string][]byte{
@@ -217,7 +229,7 @@ func cuts(t *testing.T, rng *rand.Rand) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+rng.IntN(200))*time.Millisecond)
 		serve := x.ServePoll
 		if rng.IntN(2) == 0 {
-			serve = x.ServeStream
+			serve = streamOf(x)
 		}
 		done := make(chan error, 1)
 		go func() { done <- serve(a, request(ctx)) }()
@@ -271,7 +283,7 @@ func TestXHRStreamEndsWherePusherDropsIt(t *testing.T) {
 			}
 			got := 0
 			for i := range 2 {
-				body := receive(t.Context(), t, x.ServeStream)
+				body := receive(t.Context(), t, streamOf(x))
 				if n := units([]byte(body)); n <= recycleAfter || n > recycleAfter+units(frame) {
 					t.Fatalf("stream %d ended at %d units", i, n)
 				}
@@ -296,7 +308,7 @@ func TestXHRNewerReceiverWins(t *testing.T) {
 		receive(t.Context(), t, x.ServePoll)
 		stuck := newAnswer()
 		stuck.stuck = make(chan struct{}) // its client takes nothing any more
-		serves := []func(http.ResponseWriter, *http.Request) error{x.ServePoll, x.ServeStream, x.ServePoll}
+		serves := []func(http.ResponseWriter, *http.Request) error{x.ServePoll, streamOf(x), x.ServePoll}
 		answers := []*answer{newAnswer(), newAnswer(), stuck, newAnswer()}
 		done := make([]chan error, 4)
 		for i, a := range answers {
@@ -347,7 +359,7 @@ func TestXHRAbsent(t *testing.T) {
 		"after a stream that the client left": {func(t *testing.T, x *XHR) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			receive(ctx, t, x.ServeStream)
+			receive(ctx, t, streamOf(x))
 		}, absentGone},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -365,7 +377,7 @@ func TestXHRAbsent(t *testing.T) {
 				if d := time.Since(start); d < c.want-time.Second || d > c.want+2*time.Second {
 					t.Fatalf("after %v, want about %v", d, c.want)
 				}
-				if err := x.ServeStream(newAnswer(), request(t.Context())); err != ErrClosed {
+				if err := streamOf(x)(newAnswer(), request(t.Context())); err != ErrClosed {
 					t.Fatal(err)
 				}
 				tab.Stop()
@@ -389,10 +401,10 @@ func TestXHRContract(t *testing.T) {
 			}
 		}()
 		stream := newAnswer()
-		go func() { _ = xs.ServeStream(stream, request(t.Context())) }()
+		go func() { _ = streamOf(xs)(stream, request(t.Context())) }()
 		quiet := newAnswer()
 		begun := time.Now()
-		go func() { _ = xm.ServeStream(quiet, request(t.Context())) }()
+		go func() { _ = streamOf(xm)(quiet, request(t.Context())) }()
 		var answers sync.WaitGroup
 		defer answers.Wait()
 		defer tab.Stop()
@@ -444,7 +456,7 @@ func TestXHRHeartbeatIsAnswered(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		a := newAnswer()
-		go func() { _ = x.ServeStream(a, request(ctx)) }()
+		go func() { _ = streamOf(x)(a, request(ctx)) }()
 		synctest.Wait()
 		for i := range 40 { // the client's ping, then its answers to ours
 			synctest.Wait()
@@ -473,7 +485,7 @@ func TestXHRClose(t *testing.T) {
 			x := tab.OpenXHR(Config{}, rec)
 			done := make(chan string, 1)
 			if streaming {
-				go func() { done <- receive(t.Context(), t, x.ServeStream) }()
+				go func() { done <- receive(t.Context(), t, streamOf(x)) }()
 				synctest.Wait()
 			}
 			_ = x.Conn().Send(XHRFrame([]byte("last")))
@@ -592,7 +604,7 @@ func TestXHRSlowReader(t *testing.T) {
 		stuck := newAnswer()
 		stuck.stuck = make(chan struct{})
 		start := time.Now()
-		if err := x.ServeStream(stuck, request(t.Context())); err != nil {
+		if err := streamOf(x)(stuck, request(t.Context())); err != http.ErrAbortHandler {
 			t.Fatal(err)
 		}
 		if d := time.Since(start); d < 10*time.Second || d > 12*time.Second {
@@ -631,7 +643,7 @@ func TestXHRDrain(t *testing.T) {
 		for _, polling := range []bool{true, false} {
 			x := tab.OpenXHR(Config{}, newRecorder())
 			receive(t.Context(), t, x.ServePoll)
-			serve := x.ServeStream
+			serve := streamOf(x)
 			if polling {
 				serve = x.ServePoll
 			}
@@ -711,5 +723,28 @@ func TestXHROverHTTP(t *testing.T) {
 	expect(r, "c[4003,\"Out.\"]\n")
 	if _, err := r.ReadByte(); err != io.EOF {
 		t.Fatalf("a closed stream goes on: %v", err)
+	}
+}
+
+// TestXHRStreamIsCut: what ends without a goodbye does not look like an end that was meant.
+func TestXHRStreamIsCut(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	t.Cleanup(tab.Stop)
+	x := tab.OpenXHR(Config{}, newRecorder())
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _ = x.ServeStream(w, r) }))
+	t.Cleanup(srv.Close)
+	resp, err := srv.Client().Post(srv.URL, "", nil) //nolint:noctx // the test's own server
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	r := bufio.NewReader(resp.Body)
+	if got, err := r.ReadString('\n'); err != nil || got != "o\n" {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	tab.Stop()
+	if rest, err := io.ReadAll(r); !errors.Is(err, io.ErrUnexpectedEOF) || len(rest) > 0 {
+		t.Fatalf("the stream of a connection that was cut ended with %q, %v", rest, err)
 	}
 }

@@ -97,7 +97,10 @@ func TestSessionsOverHTTPAreForwarded(t *testing.T) {
 	if err := n1.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = io.Copy(io.Discard, stream) // it ends, in whatever way: the client asks for it again, and learns that the session is gone
+	rest, err := io.ReadAll(stream)
+	if err == nil && !strings.Contains(string(rest), "c[") {
+		t.Fatalf("the stream of a node that died ended in peace: %q", rest)
+	}
 	if resp := post(n2, "xhr_send", ping); resp.StatusCode != http.StatusNotFound {
 		t.Fatalf("a send to a session that is gone: %d", resp.StatusCode)
 	}
