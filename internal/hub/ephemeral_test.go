@@ -21,6 +21,7 @@ type cable struct {
 	*bus.Bus
 	node   petrel.NodeID
 	refuse atomic.Bool
+	lag    atomic.Int64 // how long each payload that comes is held up, and those behind it
 }
 
 func (c *cable) Node() petrel.NodeID { return c.node }
@@ -94,7 +95,13 @@ func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation u
 	for _, fn := range before {
 		fn(h)
 	}
-	b.Handle(1, func(m bus.Message) { h.Receive(m.Origin, m.Incarnation, m.Payload) })
+	relay := &cable{Bus: b, node: name}
+	b.Handle(1, func(m bus.Message) {
+		if lag := relay.lag.Load(); lag > 0 {
+			<-time.After(time.Duration(lag))
+		}
+		h.Receive(m.Origin, m.Incarnation, m.Payload)
+	})
 	b.Serve(1, h.Answer)
 	b.OnChange(func(all []bus.Peer) {
 		var alive []Peer
@@ -105,7 +112,6 @@ func startNode(t testing.TB, net *bus.Network, name petrel.NodeID, incarnation u
 		}
 		h.Peers(alive)
 	})
-	relay := &cable{Bus: b, node: name}
 	h.Join(relay)
 	h.Start()
 	if err := b.Start(); err != nil {

@@ -36,6 +36,7 @@
 //   - A subscription to an exact channel is offered everything that is published on the channel, on whatever node, after it was admitted, as far as links
 //     carry it; one that wants to know who is there is given one list, with itself on it, and from then on each arrival and departure of another
 //     once and in an order that fits. A move between nodes within a second is neither.
+//   - Who wants a channel's last publication is offered the newest that any node which answers has kept, and then what is published after it, each once.
 //   - An exact channel never has more members than it may have, over all nodes, while every node can ask every other (places.go).
 //   - Who is there: once links and nodes are well again, every node shows for every channel exactly the users that have a subscription
 //     on some living node (plus, for a second, those that just left). A node that is not alive counts for nothing, whatever of it still arrives.

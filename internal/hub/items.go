@@ -17,6 +17,7 @@ import (
 //	summary      channel, version: what the newest report was
 //	ask          channel, node: that node shall send a full one
 //	call         node, buckets: everybody but that node shall sum up what is in these
+//	mark         node, number: that node has now heard what was published before its question of that number was answered (last.go)
 //
 // What stands behind a semicolon came later: an older build does not read it, and what it writes ends there. Number is one more than the
 // subscriptions on an exact channel; 0 says nothing of them. Infos are what is shown of the users (who came), in their order.
@@ -31,6 +32,7 @@ const (
 	itemSummary
 	itemAsk
 	itemCall
+	itemMark
 )
 
 // maxPayload is how much is put into one payload before the next is begun; maxUsers how many users into one item, and maxItem about how many

@@ -44,6 +44,8 @@ type lane struct {
 	asking    bool                        // they are being asked whether they do
 	lasts     []petrel.Channel            // whose last publication other nodes are to be asked for
 	lasting   bool                        // they are being asked
+	nonce     uint64                      // of the newest question with marks
+	marks     map[uint64]chan struct{}    // that are waited for, by the nonce of their question
 	claims    map[petrel.Channel]struct{} // somebody claims a place in them
 	claiming  bool                        // the other nodes are being asked
 
@@ -63,7 +65,7 @@ func (l *lane) init() {
 	l.peers.Store(&map[petrel.NodeID]uint64{})
 	l.asked, l.called, l.listeners = map[petrel.Channel]struct{}{}, map[Bucket]struct{}{}, map[Bucket]int{}
 	l.ready, l.owned = map[Bucket]bool{}, map[Bucket]bool{}
-	l.claims = map[petrel.Channel]struct{}{}
+	l.claims, l.marks = map[petrel.Channel]struct{}{}, map[uint64]chan struct{}{}
 	l.heard, l.out = map[Bucket]func(){}, map[Bucket][]byte{}
 }
 

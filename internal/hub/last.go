@@ -13,7 +13,7 @@ import (
 type Keeper interface {
 	// Keep notes a publication that this node heard, in the order in which it is offered here.
 	Keep(p *petrel.Publication)
-	// Kept returns a channel's last publication, and how long it is kept yet.
+	// Kept returns a channel's last publication as far as this node has heard, and how long it is kept yet.
 	Kept(ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool)
 }
 
@@ -28,6 +28,7 @@ type last struct {
 	// known: what is kept here is all there is. Others have been asked since this node listens, and everything newer is heard.
 	known   bool
 	asked   bool // others are being asked
+	newer   bool // something was heard since
 	lacking []*Subscription
 	frames  [MaxWires][]byte // of the one that is kept; nil: not encoded yet
 }
@@ -42,19 +43,20 @@ func (c *channel) superseded() {
 		return
 	}
 	l := &c.more.last
+	l.newer = true
 	for _, s := range l.lacking {
 		s.set(lacking, false)
 	}
 	l.lacking, l.frames = nil, [MaxWires][]byte{}
 }
 
-// giveLast offers s the channel's last publication, or says that there is none, or has the other nodes asked; the shard's lock is held.
+// giveLast offers s the channel's last publication, or says that there is none, or has the other nodes asked: what is kept here may be from before this
+// node listened. The shard's lock is held.
 func (h *Hub) giveLast(c *channel, s *Subscription) {
-	if h.offerLast(c, s) {
-		return
-	}
-	if h.opt.Last == nil || (c.more != nil && c.more.last.known) || len(*h.lane.peers.Load()) == 0 {
-		s.owner.Missed(s)
+	if h.knowsLast(c) {
+		if !h.offerLast(c, s) {
+			s.owner.Missed(s)
+		}
 		return
 	}
 	s.set(lacking, true)
@@ -63,12 +65,17 @@ func (h *Hub) giveLast(c *channel, s *Subscription) {
 	if last.asked {
 		return
 	}
-	last.asked = true
+	last.asked, last.newer = true, false
 	l := &h.lane
 	l.mu.Lock()
 	l.lasts = append(l.lasts, c.name)
 	l.mu.Unlock()
 	l.poke()
+}
+
+// knowsLast says whether what is kept here, or that nothing is, is all there is; the shard's lock is held. c may be nil.
+func (h *Hub) knowsLast(c *channel) bool {
+	return h.opt.Last == nil || len(*h.lane.peers.Load()) == 0 || (c != nil && c.more != nil && c.more.last.known)
 }
 
 // offerLast offers s what is kept here.
@@ -100,7 +107,7 @@ func (h *Hub) startLasts(ctx context.Context) {
 	h.queue.running.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, lastWithin)
 		defer cancel()
-		newest, whole := h.askLasts(ctx, channels)
+		newest, whole := h.askLasts(ctx, channels, true)
 		for _, ch := range channels {
 			h.tookLast(ch, newest[ch], whole)
 		}
@@ -111,13 +118,22 @@ func (h *Hub) startLasts(ctx context.Context) {
 	})
 }
 
-// askLasts asks every other node for the last publications of channels. Of several the newest counts.
-func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel) (newest map[petrel.Channel]*petrel.Publication, whole bool) {
+// askLasts asks every other node for the last publications of channels. Of several the newest counts. With marks it returns when everything that was
+// published before the answers has also come by the relay, to a node that listens: then nobody hears twice of what was under way.
+func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel, marks bool) (newest map[petrel.Channel]*petrel.Publication, whole bool) {
 	newest = map[petrel.Channel]*petrel.Publication{}
+	self := h.relayed().Node()
 	var mu sync.Mutex
 	missing := h.eachPeer(func(node petrel.NodeID) error {
 		for rest := channels; len(rest) > 0; {
-			in, err := h.askOne(ctx, node, appendChannels([]byte{formatAsk, askLasts}, rest))
+			question := appendChannels([]byte{formatAsk, askLasts}, rest)
+			var marked <-chan struct{}
+			if marks {
+				nonce, came, forget := h.lane.expectMarks(len(rest))
+				defer forget()
+				question, marked = appendNumbers(appendText(question, self), nonce), came
+			}
+			in, err := h.askOne(ctx, node, question)
 			if err != nil {
 				return err
 			}
@@ -132,6 +148,7 @@ func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel) (newest m
 				}
 			}
 			mu.Unlock()
+			awaitMarks(ctx, marked, len(found))
 			rest = rest[done:]
 		}
 		return nil
@@ -139,12 +156,63 @@ func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel) (newest m
 	return newest, len(missing) == 0
 }
 
+// A mark goes the way of publications, behind those that were published before it. Who asks for last publications gets one for each that is found,
+// with the number that it gave to its question.
+
+// expectMarks prepares for up to n marks. What came holds one for each.
+func (l *lane) expectMarks(n int) (nonce uint64, came <-chan struct{}, forget func()) {
+	ch := make(chan struct{}, n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.nonce++
+	nonce = l.nonce
+	l.marks[nonce] = ch
+	return nonce, ch, func() {
+		l.mu.Lock()
+		delete(l.marks, nonce)
+		l.mu.Unlock()
+	}
+}
+
+// marked takes a mark that has come.
+func (l *lane) marked(nonce uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case l.marks[nonce] <- struct{}{}: // a nil channel is never ready
+	default:
+	}
+}
+
+// awaitMarks waits for n marks until ctx is over: one may be lost, and an older build sends none. came may be nil.
+func awaitMarks(ctx context.Context, came <-chan struct{}, n int) {
+	for ; came != nil && n > 0; n-- {
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// keptFor is what is kept here, and sends a mark to the node that asks, if it wants one. Under the shard's lock both are between the same two publications.
+func (h *Hub) keptFor(asker petrel.NodeID, nonce uint64, ch petrel.Channel) (petrel.Publication, bool) {
+	sh, _ := h.shardOf(ch)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	p, _, ok := h.kept(ch)
+	if r := h.relayed(); ok && nonce != 0 && r != nil {
+		_ = r.Publish(r.Bucket(ch), appendItem([]byte{formatItems}, itemMark, func(b []byte) []byte { return appendNumbers(appendText(b, asker), nonce) })) // who waits in vain goes on
+	}
+	return p, ok
+}
+
 // appendLasts is the answer: for how many of the channels it speaks, and the publications that are kept of those.
-func (h *Hub) appendLasts(b []byte, channels []petrel.Channel) []byte {
+func (h *Hub) appendLasts(b []byte, channels []petrel.Channel, asker petrel.NodeID, nonce uint64) []byte {
 	var bodies [][]byte
 	size, done := 0, 0
 	for _, ch := range channels {
-		if p, _, ok := h.kept(ch); ok {
+		if p, ok := h.keptFor(asker, nonce, ch); ok {
 			body := appendPublication(nil, &p)
 			if size += len(body); size > maxAnswer && done > 0 {
 				break
@@ -192,9 +260,8 @@ func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
 	}
 	last := &c.extra().last
 	last.asked, last.known = false, whole
-	if _, _, kept := h.opt.Last.Kept(ch); p != nil && !kept { // else something newer was heard meanwhile
-		h.opt.Last.Keep(p)
-		last.frames = [MaxWires][]byte{}
+	if p != nil && !last.newer {
+		h.keepNewer(c, p)
 	}
 	waiting := last.lacking
 	last.lacking = nil
@@ -206,28 +273,37 @@ func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
 	}
 }
 
+// keepNewer keeps what another node has kept, unless this one has something newer; the shard's lock is held. c may be nil.
+func (h *Hub) keepNewer(c *channel, p *petrel.Publication) {
+	if was, _, kept := h.opt.Last.Kept(p.Channel); kept && !was.At.Before(p.At) {
+		return
+	}
+	h.opt.Last.Keep(p)
+	if c != nil && c.more != nil {
+		c.more.last.frames = [MaxWires][]byte{}
+	}
+}
+
 // Last returns a channel's last publication as any node has kept it (Options.Last), and how long it is kept yet. Other nodes are asked, for 300 ms at
-// most, when this one has none.
+// most, when this one does not know.
 func (h *Hub) Last(ctx context.Context, ch petrel.Channel) (p petrel.Publication, left time.Duration, ok bool) {
 	if h.opt.Last == nil {
 		return petrel.Publication{}, 0, false
 	}
-	if p, left, ok = h.opt.Last.Kept(ch); ok || len(*h.lane.peers.Load()) == 0 {
-		return p, left, ok
+	sh, k := h.shardOf(ch)
+	sh.mu.Lock()
+	knows := h.knowsLast(sh.channels.get(k, ch))
+	sh.mu.Unlock()
+	if knows {
+		return h.opt.Last.Kept(ch)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWithin)
 	defer cancel()
-	newest, _ := h.askLasts(ctx, []petrel.Channel{ch})
-	sh, k := h.shardOf(ch)
+	newest, _ := h.askLasts(ctx, []petrel.Channel{ch}, false)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if found := newest[ch]; found != nil {
-		if _, _, kept := h.opt.Last.Kept(ch); !kept {
-			h.opt.Last.Keep(found)
-			if c := sh.channels.get(k, ch); c != nil && c.more != nil {
-				c.more.last.frames = [MaxWires][]byte{}
-			}
-		}
+	if c := sh.channels.get(k, ch); newest[ch] != nil && !h.knowsLast(c) {
+		h.keepNewer(c, newest[ch])
 	}
 	return h.opt.Last.Kept(ch)
 }

@@ -183,6 +183,10 @@ func (h *Hub) Receive(from petrel.NodeID, incarnation uint64, payload []byte) {
 			if ch, target := in.channel(), petrel.NodeID(in.text()); in.ok && target == h.relayed().Node() {
 				h.lane.ask(ch)
 			}
+		case itemMark:
+			if target, nonce := petrel.NodeID(in.text()), in.number(); in.ok && target == h.relayed().Node() {
+				h.lane.marked(nonce)
+			}
 		}
 	})
 	if !ok {

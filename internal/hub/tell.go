@@ -135,11 +135,14 @@ func (h *Hub) Answer(ctx context.Context, _ petrel.NodeID, payload []byte) (answ
 		}
 		return h.censusHere(q).append(answer), nil
 	case askLasts:
-		channels := in.channels()
+		channels, asker, nonce := in.channels(), petrel.NodeID(""), uint64(0)
+		if in.ok && len(in.b) > 0 { // else an older build asks, or one that wants no marks
+			asker, nonce = petrel.NodeID(in.text()), in.number()
+		}
 		if !in.ok {
 			return nil, errAsk
 		}
-		return h.appendLasts(answer, channels), nil
+		return h.appendLasts(answer, channels, asker, nonce), nil
 	case askPlaces:
 		return h.appendPlaces(answer, in)
 	}
