@@ -65,7 +65,7 @@ func (b *bench) petrelServer(ctx context.Context, kind, line string) (*server, e
 		l := &launch{
 			args: append(slices.Clone(command), "serve", "--data", filepath.Join(dir, "data"), "--listen", local(port), "--admin", local(admin),
 				"--log-level", "warn", "--max-connections", "100000"),
-			env:     []string{"PETREL_APP_ID=" + appID, "PETREL_APP_KEY=" + appKey, "PETREL_APP_SECRET=" + appSecret},
+			env:     []string{"PETREL_APP_ID=" + appID, "PETREL_APP_KEY=" + appKey, "PETREL_APP_SECRET=" + appSecret, "PETREL_APP_RATE=0"},
 			target:  webTarget("pusher", port),
 			ready:   func(ctx context.Context) error { return rig.Ready(ctx, local(admin)) },
 			profile: profiler("http://" + local(admin) + "/debug/pprof/profile"),

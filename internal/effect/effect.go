@@ -151,7 +151,7 @@ type Options struct {
 	View View
 	// CountEvery is how often the ledgers are looked at. Default 10 s.
 	CountEvery time.Duration
-	// LookEvery is how often Leading is asked. Default 100 ms.
+	// LookEvery is how often Leading is asked. Default 500 ms.
 	LookEvery time.Duration
 	// Jitter returns a part of a pause by chance. Default rand.N.
 	Jitter func(time.Duration) time.Duration
@@ -183,7 +183,7 @@ func (o Options) withDefaults() Options {
 		o.CountEvery = 10 * time.Second
 	}
 	if o.LookEvery <= 0 {
-		o.LookEvery = 100 * time.Millisecond
+		o.LookEvery = 500 * time.Millisecond
 	}
 	if o.Held == nil {
 		o.Held = func(petrel.AppID) bool { return false }

@@ -140,10 +140,14 @@ func (h *Hub) attend(ctx context.Context) {
 	defer pause.Stop()
 	for {
 		ticked := false
+		ticks := tick.C
+		if h.relayed() == nil && len(l.later)+len(l.soon) == 0 {
+			ticks = nil // nothing comes with time: a node alone that is idle sleeps
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-ticks:
 			ticked = true
 		case <-l.wake:
 			h.listenNow(false)

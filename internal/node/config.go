@@ -41,6 +41,7 @@ type Config struct {
 	DrainTimeout time.Duration `koanf:"drain-timeout" default:"10s" placeholder:"TIME" help:"After the first SIGTERM: how long connections have to move away before the node stops."`
 
 	MaxConnections int    `koanf:"max-connections" default:"10000" placeholder:"N" help:"Sockets and event streams at most; fewer when the process may open fewer files."`
+	AppRate        int    `koanf:"app-rate" default:"20000" placeholder:"N" help:"Requests and frames of sockets a second that one app may make on this node; further ones are told when to come again (429). 0: as many as come."`
 	Compress       bool   `koanf:"compress" help:"Let WebSockets compress messages (permessage-deflate) where the client offers it: fewer bytes, for more processor time and memory."`
 	IOUring        bool   `koanf:"io-uring" help:"Write to many connections in one call of the kernel (io_uring), where it allows that: up to 40 % less processor time for large channels. Off, because some systems forbid io_uring for its past."`
 	TrustedProxies string `koanf:"trusted-proxies" placeholder:"CIDR,…" help:"Proxies whose X-Forwarded-For is believed, like 10.0.0.0/8,::1/128."`
@@ -77,7 +78,7 @@ func DefaultConfig() Config {
 	return Config{
 		Data: "petrel-data", Listen: "127.0.0.1:8080", Admin: "127.0.0.1:8081", Name: "n1",
 		LogLevel: "info", LogFormat: "auto", ReplayLimit: 100_000, DrainTimeout: 10 * time.Second,
-		MaxConnections: 10_000, Voters: 3,
+		MaxConnections: 10_000, AppRate: 20_000, Voters: 3,
 	}
 }
 
@@ -321,6 +322,9 @@ func (c *Config) problems(origin map[string]string) []error {
 	}
 	if c.MaxConnections < 1 || c.MaxConnections > 10_000_000 {
 		bad("max-connections", "max-connections is %d; it must be between 1 and 10,000,000", c.MaxConnections)
+	}
+	if c.AppRate < 0 || c.AppRate > 10_000_000 {
+		bad("app-rate", "app-rate is %d; it must be between 0 (no limit) and 10,000,000", c.AppRate)
 	}
 	if _, err := parseNetworks(c.TrustedProxies); err != nil {
 		bad("trusted-proxies", "trusted-proxies has %s, which is no network; write networks like 10.0.0.0/8,::1/128", err)

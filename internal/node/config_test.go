@@ -71,6 +71,7 @@ func TestLoadConfigMistakes(t *testing.T) {
 		{"app id", "", []string{"PETREL_APP_ID=a b", "PETREL_APP_KEY=k", "PETREL_APP_SECRET=s"}, nil, `app-id is "a b"`},
 		{"proxy", "", []string{"PETREL_TRUSTED_PROXIES=10.0.0.1, x"}, nil, `trusted-proxies has "10.0.0.1", which is no network`},
 		{"negative", "replay-limit = -1", nil, nil, "between 1 and 10,000,000"},
+		{"app rate", "app-rate = -1", nil, nil, "between 0 (no limit) and 10,000,000"},
 		{"webhook network", "", []string{"PETREL_WEBHOOK_ALLOW=10.0.0.0/8, 10.1"}, nil, `webhook-allow has "10.1", which is no network`},
 		{"webhook address", "", []string{"PETREL_APP_WEBHOOK=https://user:pass@shop.example"}, nil, "the environment variable PETREL_APP_WEBHOOK: The url of the webhook has credentials in it"},
 		{"secret unseen", "app-secret = 12345", nil, nil, "sets app-secret to something else"},

@@ -221,6 +221,16 @@ func TestSocketLimits(t *testing.T) {
 	}
 }
 
+func TestAppRate(t *testing.T) {
+	t.Parallel()
+	if !appRate(0).Unlimited() {
+		t.Error("0 limits something")
+	}
+	if r := appRate(7); r.PerSecond != 7 || r.Burst != 7 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestFirstAppsWebhook: it is set when the app is made, and not again when somebody removed it.
 func TestFirstAppsWebhook(t *testing.T) {
 	t.Parallel()

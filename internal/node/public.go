@@ -12,6 +12,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/pusher"
 )
@@ -38,7 +39,7 @@ func (n *Node) openPublic() error {
 	p.conns = conn.NewTable(conn.Options{Deflate: n.cfg.Compress, IOUring: n.cfg.IOUring, Logger: n.logger, Registerer: n.reg})
 	sockets, conns := socketLimits(n.cfg.MaxConnections, openFilesLimit())
 	p.gateway = gateway.New(gateway.Options{
-		Auth: authenticator{n.directory}, Conns: p.conns, MaxSockets: sockets, MaxConns: conns,
+		Auth: authenticator{n.directory}, Conns: p.conns, MaxSockets: sockets, MaxConns: conns, AppRate: appRate(n.cfg.AppRate),
 		TrustedProxies: proxies, Logger: n.logger, Registerer: n.reg,
 	})
 	if conns < n.cfg.MaxConnections {
@@ -61,6 +62,14 @@ func (n *Node) openPublic() error {
 	n.api.Store(p.api)
 	n.pusher.Store(p.pusher)
 	return nil
+}
+
+// appRate is the rate of an app that may do n things a second, and as many at once; 0 limits nothing.
+func appRate(n int) limit.Rate {
+	if n == 0 {
+		return limit.Rate{PerSecond: -1}
+	}
+	return limit.Rate{PerSecond: float64(n), Burst: n}
 }
 
 func (p *publicSide) drain(ctx context.Context, window time.Duration) error {

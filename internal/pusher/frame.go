@@ -16,12 +16,11 @@ type clientFrame struct {
 // pingFrame is how pusher-js asks whether the server is there: nearly all that idle connections say.
 const pingFrame = `{"event":"pusher:ping","data":{}}`
 
+// pongPayload answers a ping.
+const pongPayload = `{"event":"pusher:pong","data":{}}`
+
 // parseFrame reads one frame: an object with an event (P3).
 func parseFrame(payload []byte) (f clientFrame, err error) {
-	if string(payload) == pingFrame {
-		f.Event = "pusher:ping"
-		return f, nil
-	}
 	if err := json.Unmarshal(payload, &f); err != nil {
 		return f, refuse(0, "The frame is not JSON with an event, a channel and data.")
 	}

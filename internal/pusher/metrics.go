@@ -6,6 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	connects *prometheus.CounterVec // by result: "ok" or a close code
 	frames   *prometheus.CounterVec // by event and result
+	pings    prometheus.Counter     // the frames that are pings, looked up once
 	events   *prometheus.CounterVec // by where they came from
 	notTold  prometheus.Counter
 	fallback *prometheus.CounterVec // requests of sessions over HTTP, by kind and result
@@ -27,6 +28,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		events:   counter("events_total", "Events published, by where they came from: http or client.", "from"),
 		calls:    counter("unauthenticated_total", "Calls of Pusher's HTTP API that were not authenticated, by why.", "why"),
 	}
+	m.pings = m.frames.WithLabelValues("ping", "ok")
 	m.fallback = counter("fallback_requests_total", "Requests of clients that got no WebSocket, by kind (stream, poll, send, preflight) and what came of them. Their share of all connections says how well WebSocket works.", "kind", "result")
 	m.notTold = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "petrel_pusher_events_not_relayed_total", Help: "Events that the other nodes of the cell could not be told of.",

@@ -133,6 +133,8 @@ type Server struct {
 	bodies     sync.Pool    // *bytes.Buffer for what is read of requests
 	fallback   *fallback
 	entrances  sync.Map // *entrance by key
+	pong       []byte   // the frame that answers a ping on a socket (H3)
+	pongXHR    []byte   // and on the fallbacks
 
 	running sync.WaitGroup // goroutines that were begun here
 }
@@ -140,7 +142,7 @@ type Server struct {
 // Register adds every route of the protocol to the gateway. Call it once per gateway, before it serves.
 func Register(o Options) *Server {
 	o.defaults()
-	s := &Server{opt: o, metrics: newMetrics(o.Registerer)}
+	s := &Server{opt: o, metrics: newMetrics(o.Registerer), pong: conn.TextFrame([]byte(pongPayload)), pongXHR: conn.XHRFrame([]byte(pongPayload))}
 	s.users.by = map[userKey]map[*session]struct{}{}
 	s.handshakes = newLimits(o.Handshakes)
 	s.bodies.New = newBody

@@ -99,6 +99,11 @@ func (c *session) OnOpen(cn *conn.Conn) {
 // OnMessage implements conn.Handler.
 func (c *session) OnMessage(_ *conn.Conn, payload []byte) {
 	c.slowDown()
+	if string(payload) == pingFrame { // nearly all that idle connections say, and most of what they cost
+		c.pong()
+		c.s.metrics.pings.Inc()
+		return
+	}
 	name := "unreadable"
 	f, err := parseFrame(payload)
 	if err == nil {
@@ -134,7 +139,7 @@ func (c *session) slowDown() {
 func (c *session) handle(f *clientFrame) (name string, err error) {
 	switch f.Event {
 	case "pusher:ping":
-		c.send([]byte(`{"event":"pusher:pong","data":{}}`)) // H3
+		c.pong()
 	case "pusher:pong":
 	case "pusher:subscribe":
 		err = c.subscribe(f)
@@ -149,6 +154,15 @@ func (c *session) handle(f *clientFrame) (name string, err error) {
 		return "client", c.clientEvent(f)
 	}
 	return strings.TrimPrefix(f.Event, "pusher:"), err
+}
+
+// pong answers a ping.
+func (c *session) pong() {
+	frame := c.s.pong
+	if c.conn.Wire() == conn.WireXHR {
+		frame = c.s.pongXHR
+	}
+	_ = c.conn.Send(frame) // closing, or slow and thereby closed
 }
 
 // send queues a payload in the wire's framing.

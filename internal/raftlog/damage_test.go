@@ -25,7 +25,7 @@ import (
 // solo opens one voter over dir and waits until it leads.
 func solo(t *testing.T, dir string, app raftlog.Applier, tune func(*raftlog.Options)) (raftlog.Log, error) {
 	t.Helper()
-	o := raftlog.Options{Dir: dir, Node: "n1", Applier: app, Bootstrap: true, MinFree: 1, SegmentSize: 16 << 10, SoleHeartbeat: 10 * time.Millisecond}
+	o := raftlog.Options{Dir: dir, Node: "n1", Applier: app, Bootstrap: true, MinFree: 1, SegmentSize: 16 << 10}
 	if tune != nil {
 		tune(&o)
 	}

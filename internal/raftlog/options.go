@@ -47,12 +47,9 @@ type Options struct {
 	// TrailingLogs is how many batches are kept behind a snapshot for slow followers, so
 	// that they need no snapshot. Default 1024.
 	TrailingLogs uint64
-	// Heartbeat is how long a follower waits for its leader before it stands for election, when there is a
-	// Network. Default 500 ms; disks stall 200 ms.
+	// Heartbeat is how long a follower waits for its leader before it stands for election. Default 500 ms; disks stall 200 ms.
+	// A sole voter stands at once when it starts.
 	Heartbeat time.Duration
-	// SoleHeartbeat is the same without a Network, where one waits only for oneself: it is the time to
-	// serve after a restart. Default 50 ms.
-	SoleHeartbeat time.Duration
 	// EnqueueTimeout is how long an append waits for the engine to take it before it is
 	// ErrNotAppended. Default 2 s.
 	EnqueueTimeout time.Duration
@@ -92,7 +89,6 @@ func (o *Options) validate() error {
 	setDefault(&o.SnapshotBytes, 256<<20)
 	setDefault(&o.TrailingLogs, 1024)
 	setDefault(&o.Heartbeat, 500*time.Millisecond)
-	setDefault(&o.SoleHeartbeat, 50*time.Millisecond)
 	setDefault(&o.EnqueueTimeout, 2*time.Second)
 	if o.Size == nil {
 		o.Size = func() int64 { return 0 }

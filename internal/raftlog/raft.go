@@ -73,7 +73,7 @@ func (l *raftLog) start(conf raft.Configuration) error {
 	l.bg.Go(func() { l.watchLeader(r) })
 	l.bg.Go(l.watch)
 	l.bg.Go(l.nudger)
-	if l.mux != nil && soleVoter(conf, raft.ServerID(l.o.Node)) {
+	if soleVoter(conf, raft.ServerID(l.o.Node)) {
 		l.bg.Go(func() { l.stand(t) })
 	}
 	return nil
@@ -94,7 +94,7 @@ func (l *raftLog) engine(t raft.Transport) (r *raft.Raft, err error) {
 // stand makes a sole voter stand for election at once instead of waiting for a leader that cannot be: it
 // tells itself what a leader tells the member that it hands over to. When that fails, the timeout does it.
 func (l *raftLog) stand(t raft.Transport) {
-	id, addr := raft.ServerID(l.o.Node), raft.ServerAddress(l.mux.net.Addr())
+	id, addr := raft.ServerID(l.o.Node), t.LocalAddr()
 	q := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: []byte(addr)}}
 	if err := t.TimeoutNow(id, addr, &q, &raft.TimeoutNowResponse{}); err != nil {
 		l.log.Debug("could not hasten the election", "error", err)
@@ -116,9 +116,6 @@ func (l *raftLog) config() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(l.o.Node)
 	c.HeartbeatTimeout = l.o.Heartbeat
-	if l.mux == nil {
-		c.HeartbeatTimeout = l.o.SoleHeartbeat
-	}
 	c.ElectionTimeout = c.HeartbeatTimeout
 	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	c.ShutdownOnRemove = false // a removed member stays readable until its operator stops it
@@ -133,7 +130,8 @@ func (l *raftLog) config() *raft.Config {
 
 func (l *raftLog) transport() raft.Transport {
 	if l.mux == nil {
-		_, t := raft.NewInmemTransport(raft.ServerAddress(l.o.Node))
+		addr, t := raft.NewInmemTransport(raft.ServerAddress(l.o.Node))
+		t.Connect(addr, t) // for stand
 		return t
 	}
 	// One request at a time for each follower: raft's pipeline can stand still for ever after an answer that is no

@@ -182,7 +182,7 @@ func (l *raftLog) TakeSnapshot(ctx context.Context) error {
 // that only it could bring the projection back, or a follower far behind. After a failure it waits a
 // minute. It also tells the log for people when the disk fills up and when there is room again.
 func (l *raftLog) watch() {
-	tick := time.NewTicker(250 * time.Millisecond)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	l.proveSnapshot()
 	full := false
