@@ -113,7 +113,7 @@ func (b *bench) once(ctx context.Context, c benchCase, s *server, round int) rec
 		return r
 	}
 	r.Result = res
-	b.tell("%-10s %d/%d %-14s %10s %s, load %s us, steal %.2f, others %.2f, %.0f s%s\n", c.name, round+1, b.s.rounds, s.name, number(c.value(res)), c.unit,
+	b.tell("%-10s %d/%d %-14s %10s %s, load %s µs, steal %.2f, others %.2f, %.0f s%s\n", c.name, round+1, b.s.rounds, s.name, number(c.value(res)), c.unit,
 		number(over(res.LoadCPU, max(res.Delivered, res.Published))), res.Steal, res.Others, r.Took, res.Complaints())
 	return r
 }

@@ -3,7 +3,7 @@
 // Command peers measures Petrel against other servers on this machine, and all of them against a server that does nothing but write:
 //
 //	go run ./bench/peers [flags]           or: make bench-peers ARGS='…'
-//	go run ./bench/peers report FILE       the tables and plots of an earlier run
+//	go run ./bench/peers report FILE…      the tables and plots of earlier runs, as one: -plots DIR, -markdown, -servers A,B
 //
 // Each server is started afresh for each run, on 127.0.0.1, and they take turns: a round is one run of each. Every figure is the median of
 // the rounds, beside the median of its ratios to the bare server of the same round, which is what to trust: a slow minute slows both.
@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, progress io.Writ
 		case "bare": // the bare Go loop
 			return serveBare(args[1:])
 		case "report":
-			return rewrite(args[1:], out)
+			return rewrite(args[1:], out, progress)
 		}
 	}
 	s, err := parseSettings(args, progress)
@@ -117,7 +117,7 @@ func parseSettings(args []string, progress io.Writer) (s settings, err error) {
 	f := flag.NewFlagSet("peers", flag.ContinueOnError)
 	f.SetOutput(progress)
 	f.Usage = func() {
-		fmt.Fprint(progress, "go run ./bench/peers [flags], or: report FILE\n\nServers: "+strings.Join(serverNames(), ", ")+
+		fmt.Fprint(progress, "go run ./bench/peers [flags], or: report FILE… [-plots DIR] [-markdown] [-servers A,B]\n\nServers: "+strings.Join(serverNames(), ", ")+
 			"\n  -server NAME=KIND:COMMAND adds one. KIND and COMMAND are\n"+
 			"    "+strings.Join(petrelKinds, ", ")+": what is started with serve and its flags: a binary, or 'env GOGC=50 {petrel}' for this one with something else around it;\n"+
 			"    centrifugo: its binary;\n"+

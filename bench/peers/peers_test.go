@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/xml"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -79,7 +81,7 @@ func TestBench(t *testing.T) {
 		}
 	}
 	var again bytes.Buffer
-	if err := rewrite([]string{filepath.Join(s.out, "results.json"), t.TempDir()}, &again); err != nil || again.String() != out.String() {
+	if err := rewrite([]string{filepath.Join(s.out, "results.json"), "-plots", t.TempDir()}, &again, t.Output()); err != nil || again.String() != out.String() {
 		t.Errorf("%v: the report of the file differs:\n%s", err, again.String())
 	}
 }
@@ -241,19 +243,136 @@ func TestRatiosArePaired(t *testing.T) {
 	}
 }
 
+// testReport is of a run that took so long for each thing, for each server and round.
+func testReport(machine string, at time.Time, servers []string, us ...float64) *report {
+	r := &report{At: at, Machine: machine, Commit: "c1", Settings: fmt.Sprint(len(us), " rounds"), Cases: []caseRecord{{Name: "rate-100"}, {Name: "idle"}}}
+	for i, name := range servers {
+		r.Servers = append(r.Servers, entrant{Name: name, Kind: name, Version: "1"})
+		for round, us := range us {
+			res := &load.Result{
+				Connect: load.Connect{Count: 10}, Loaded: load.Memory{RSS: int64(1000 * (i + 1))}, ServerCPU: us * float64(i+1), Delivered: 1, Seconds: 1,
+				Delivery: load.Times{P50: 1500, P99: 2500, P999: 3500},
+			}
+			for j, c := range []string{"rate-100", "idle"} {
+				at = at.Add(time.Second)
+				job := load.Job{Kind: []string{load.FanOut, load.Idle}[j], Subscribers: 12_000, Target: load.Target{PID: round}}
+				r.Runs = append(r.Runs, record{Case: c, Server: name, Round: round + 1, At: at, Job: job, Result: res})
+			}
+		}
+	}
+	return r
+}
+
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	r := testReport("m", at, []string{"limit", "petrel"}, 10, 10)
+	// In the second, everything takes three times as long: ratios stay what they are, because each is to the limit of its own report.
+	if err := r.join(testReport("m", at.Add(time.Hour), []string{"limit", "petrel", "nats"}, 30, 30, 30)); err != nil {
+		t.Fatal(err)
+	}
+	// The third has no limit: it adds to the values alone.
+	if err := r.join(testReport("m", at.Add(2*time.Hour), []string{"soketi", "petrel"}, 40)); err != nil {
+		t.Fatal(err)
+	}
+	c := r.chosen()[0]
+	value, ratio, runs := r.figures(c, metrics(c)[0], "petrel")
+	if value != (spread{60, 20, 80}) || ratio != (spread{2, 2, 2}) || runs != 6 {
+		t.Errorf("%v %v %d", value, ratio, runs)
+	}
+	var names []string
+	for _, s := range r.Servers {
+		names = append(names, s.Name)
+	}
+	if got := strings.Join(names, " "); got != "limit petrel soketi nats" || r.Settings != "2 rounds\n3 rounds\n1 rounds" {
+		t.Errorf("%s; %s", got, r.Settings)
+	}
+	var out bytes.Buffer
+	r.writeMarkdown(&out)
+	for _, want := range []string{
+		"| median (ratio to the limit) | limit | petrel | soketi | nats | rounds | aim |\n|---|--:|--:|--:|--:|--:|--:|\n",
+		"| 100 subscribers of one channel, 30,000 deliveries a second; µs of CPU a delivery | 30.0 | 60.0 (2.00) | 40.0 | 90.0 (3.00) | 1–6 | 1.35 × |\n",
+		"| 12,000 connections that say nothing, a channel each; bytes of RSS a connection | 100 | 200 (2.00) |",
+		"| 100 subscribers of one channel, 30,000 deliveries a second; to a subscriber | 1.50 / 2.50 / 3.50 |",
+		"In all other of the 30 runs nothing was lost",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, out.String())
+		}
+	}
+	if err := r.only([]string{"petrel", "limit"}); err != nil || len(r.Servers) != 2 || r.Servers[0].Name != "petrel" {
+		t.Errorf("%v %v", err, r.Servers)
+	}
+
+	other := testReport("m", at.Add(3*time.Hour), []string{"petrel"}, 10)
+	other.Runs[0].Job.Payload = 7
+	kind := testReport("m", at.Add(3*time.Hour), []string{"petrel"}, 10)
+	kind.Servers[0].Kind = "plain"
+	for want, o := range map[string]*report{
+		"another machine":   testReport("n", at.Add(3*time.Hour), []string{"petrel"}, 10),
+		"there already":     testReport("m", at.Add(time.Hour), []string{"petrel"}, 10),
+		"another load":      other,
+		"of the kind plain": kind,
+	} {
+		if err := r.join(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+// TestComplaints: what went wrong is said, of whom.
+func TestComplaints(t *testing.T) {
+	t.Parallel()
+	r := testReport("m", time.Now(), []string{"limit", "x"}, 10, 10)
+	r.Runs[4].Result = &load.Result{Lost: 3, Storm: &load.Return{NotBack: 2}}
+	r.Runs[6] = record{Case: "rate-100", Server: "x", Round: 2, Error: "it fell\nover"}
+	var out bytes.Buffer
+	r.markdownComplaints(&out)
+	want := "- x, rate-100, in 2 runs: 3 lost, 2 not back, 1 runs failed: it fell.\n\nIn all other of the 7 runs"
+	if !strings.HasPrefix(out.String(), want) {
+		t.Errorf("%s\nwant %s", out.String(), want)
+	}
+}
+
+func TestReportOfFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var files []string
+	for i, at := range []time.Time{time.Unix(1_000_000, 0), time.Unix(2_000_000, 0)} {
+		files = append(files, filepath.Join(dir, strconv.Itoa(i)))
+		if err := os.Mkdir(files[i], 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := testReport("m", at, []string{"limit", "petrel", "nats"}, 10).save(files[i]); err != nil {
+			t.Fatal(err)
+		}
+		files[i] = filepath.Join(files[i], "results.json")
+	}
+	var out bytes.Buffer
+	if err := rewrite([]string{files[0], "-markdown", files[1], "-plots", dir, "-servers", "limit,petrel"}, &out, t.Output()); err != nil {
+		t.Fatal(err)
+	}
+	if s := out.String(); !strings.Contains(s, "| 2 | 1.35 × |") || strings.Contains(s, "nats") {
+		t.Error(s)
+	}
+	for want, args := range map[string][]string{
+		"report FILE": {}, "there already": {files[0], files[0]}, "was not measured": {files[0], "-servers", "x"}, "no such file": {"nowhere"},
+	} {
+		if err := rewrite(args, t.Output(), t.Output()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
 func TestPlot(t *testing.T) {
 	t.Parallel()
-	r := report{Servers: []entrant{{Name: "limit"}, {Name: "petrel"}, {Name: "a&b"}}, Cases: []caseRecord{{Name: "rate-100"}, {Name: "idle"}}}
-	for i, s := range r.Servers {
-		res := &load.Result{Connect: load.Connect{Count: 10}, Loaded: load.Memory{RSS: int64(1000 * (i + 1))}, ServerCPU: float64(i + 1), Delivered: 1, Seconds: 1}
-		r.Runs = append(r.Runs, record{Case: "rate-100", Server: s.Name, Round: 1, Result: res}, record{Case: "idle", Server: s.Name, Round: 1, Result: res})
-	}
+	r := testReport("m", time.Now(), []string{"limit", "petrel", "a&b"}, 10, 20)
 	dir := t.TempDir()
 	if err := r.plot(dir); err != nil {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.svg"))
-	if err != nil || len(files) != 3 { // rate, memory, connections
+	if err != nil || len(files) != 4 { // delivery, latency, idle, clients
 		t.Fatalf("%v %v", files, err)
 	}
 	for _, name := range files {
@@ -261,7 +380,10 @@ func TestPlot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s := string(text); !strings.HasSuffix(s, "</svg>\n") || !strings.Contains(s, "a&amp;b") || strings.Contains(s, "NaN") || strings.Contains(s, "%!") {
+		if err := xml.Unmarshal(text, new(struct{})); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if s := string(text); !strings.Contains(s, "a&amp;b") || strings.Contains(s, "NaN") || strings.Contains(s, "%!") {
 			t.Errorf("%s:\n%s", name, s)
 		}
 	}
@@ -278,7 +400,7 @@ func TestPetrelTakes(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	t.Parallel()
-	for v, want := range map[float64]string{0: "0", 0.126: "0.13", 1.5: "1.50", 12.34: "12.3", 123.4: "123", 12345: "12345"} {
+	for v, want := range map[float64]string{0: "0", 0.126: "0.13", 1.5: "1.50", 12.34: "12.3", 123.4: "123", 12345: "12,345", 1_234_567: "1,234,567"} {
 		if got := number(v); got != want {
 			t.Errorf("%v is written %s, want %s", v, got, want)
 		}

@@ -3,185 +3,196 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"html"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/petrel-chat/petrel/bench/peers/load"
 )
 
-// chart is groups of bars: a group per figure, a bar per server, a line from the least to the most over the rounds.
-type chart struct {
-	title, unit string
-	log         bool // the axis
-	groups      []group
-	names       []string // of the bars
+// figure is a picture of panels that say one thing.
+type figure struct {
+	title, note string
+	panels      []panel
 }
 
-type group struct {
-	label string
-	bars  []spread // of each name; zero: it has none
+// panel has a bar for each server, with what it is worth beside it. Each has a scale of its own.
+type panel struct {
+	title string
+	rows  []row
 }
 
-// plot draws the figures of the report into dir. Charts without figures are left out.
+type row struct {
+	name        string
+	from, to    float64 // the bar
+	least, most float64 // the line over it; both 0: there is none
+	text, aside string
+}
+
+// plot draws the figures of the report into dir. Those without anything to show are left out.
 func (r *report) plot(dir string) error {
-	charts := []struct {
-		file, title, unit string
-		log               bool
-		labels            []string
-	}{
-		{"peers-rate.svg", "CPU per delivery at a fixed rate", "microseconds", false, []string{"rate-100", "rate-1000", "rate-10000", "rate-rooms"}},
-		{"peers-max.svg", "CPU per delivery, as fast as it goes", "microseconds", true, []string{"max-100", "max-1000", "max-10000", "max-rooms"}},
-		{"peers-memory.svg", "Memory of an idle connection", "bytes of RSS", true, []string{"idle", "idle: after"}},
-		{"peers-connections.svg", "CPU per publication and per client that comes or comes back", "microseconds", true, []string{"publish", "idle: connect", "storm"}},
-	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, c := range charts {
-		ch := chart{title: c.title, unit: c.unit, log: c.log}
-		for _, s := range r.Servers {
-			ch.names = append(ch.names, s.Name)
-		}
-		for _, bc := range r.chosen() {
-			for _, m := range metrics(bc) {
-				if !slices.Contains(c.labels, m.label) {
-					continue
-				}
-				g := group{label: m.label}
-				some := false
-				for _, s := range r.Servers {
-					value, _, runs := r.figures(bc, m, s.Name)
-					g.bars = append(g.bars, value)
-					some = some || runs > 0
-				}
-				if some {
-					ch.groups = append(ch.groups, g)
-				}
-			}
-		}
-		if len(ch.groups) == 0 {
+	const medians = "Medians, and a line from the least to the most; less is better. Each panel has its own scale."
+	const dashed = medians + " Dashed: the limit."
+	for name, f := range map[string]figure{
+		"peers-delivery.svg": {
+			"CPU of the server for a delivery, µs: 30,000 a second (20,000 in the last)", dashed,
+			r.panels("rate-100", "rate-1000", "rate-10000", "rate-rooms"),
+		},
+		"peers-speed.svg": {
+			"CPU of the server for a delivery, µs: as fast as it goes", dashed,
+			r.panels("max-100", "max-1000", "max-10000", "max-rooms"),
+		},
+		"peers-latency.svg": {
+			"From publication to subscriber, ms", "Each bar goes from the median of all deliveries to the 99th percentile (p50 / p99). Each panel has its own scale.",
+			r.latencies(),
+		},
+		"peers-idle.svg":    {"What idle connections cost", medians, r.panels("idle", "idle: CPU")},
+		"peers-clients.svg": {"CPU of the server for a request or a client, µs", medians, r.panels("publish", "idle: connect", "storm")},
+	} {
+		f.panels = slices.DeleteFunc(f.panels, func(p panel) bool { return len(p.rows) == 0 })
+		if len(f.panels) == 0 {
 			continue
 		}
-		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(ch.svg()), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(f.svg()), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Colours that differ for most eyes (Okabe and Ito), greys for the bare servers.
-func colour(name string, i int) string {
-	switch {
-	case strings.HasPrefix(name, "limit"), strings.HasPrefix(name, "bare"):
-		return []string{"#444", "#777", "#999", "#bbb"}[i%4]
-	case name == "petrel":
-		return "#0072b2"
-	case name == "petrel-native":
-		return "#56b4e9"
-	case name == "petrel-tls":
-		return "#004466"
+// panels of the metrics with these labels.
+func (r *report) panels(labels ...string) (all []panel) {
+	for _, c := range r.chosen() {
+		for _, m := range metrics(c) {
+			if !slices.Contains(labels, m.label) {
+				continue
+			}
+			p := panel{title: map[string]string{
+				"idle": "Memory, bytes of RSS a connection", "idle: CPU": "CPU with all of them and heartbeats, ms a second",
+				"idle: connect": "Connect and subscribe", "storm": "All reset at once: reconnect, resubscribe",
+			}[m.label]}
+			p.title = cmp.Or(p.title, c.short)
+			for _, s := range r.columns(c) {
+				value, ratio, runs := r.figures(c, m, s)
+				if runs == 0 {
+					continue
+				}
+				line := row{name: s, to: value.median, least: value.least, most: value.most, text: number(value.median)}
+				if strings.HasSuffix(m.unit, "a delivery") && ratio.median > 0 && s != r.yardstick(c) {
+					line.aside = fmt.Sprintf("%.2f ×", ratio.median)
+				}
+				p.rows = append(p.rows, line)
+			}
+			all = append(all, p)
+		}
 	}
-	return []string{"#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"}[i%5]
+	return all
+}
+
+// latencies are panels of the cases at a fixed rate.
+func (r *report) latencies() (all []panel) {
+	for _, c := range r.chosen() {
+		if !strings.HasPrefix(c.name, "rate-") {
+			continue
+		}
+		p := panel{title: c.short}
+		for _, s := range r.columns(c) {
+			p50, _, runs := r.figures(c, metric{value: func(res *load.Result) float64 { return float64(res.Delivery.P50) / 1000 }}, s)
+			p99, _, _ := r.figures(c, metric{value: func(res *load.Result) float64 { return float64(res.Delivery.P99) / 1000 }}, s)
+			if runs > 0 {
+				p.rows = append(p.rows, row{name: s, from: p50.median, to: p99.median, text: number(p50.median) + " / " + number(p99.median)})
+			}
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 const (
-	plotWidth, plotHeight = 900, 420
-	left, right           = 70, 20
-	top, bottom           = 50, 90
+	figureWidth = 880
+	margin      = 16
+	headHeight  = 60
+	titleHeight = 30
+	rowHeight   = 20
+	nameWidth   = 106 // of a server's name
+	textWidth   = 108 // of what is written beside a bar
 )
 
-func (c *chart) svg() string {
+// style is for both of the schemes that a page may have. The limit is dark, Petrel in colour, everybody else grey.
+const style = `<style>
+text{font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:#1f2328;paint-order:stroke;stroke:#fff;stroke-width:3px}
+.title{font-size:16px;font-weight:600}.head{font-size:13px;font-weight:600}.dim{fill:#59636e}.own{font-weight:600}
+.page{fill:#fff}.peer{fill:#b7bfc8}.limit{fill:#59636e}.petrel{fill:#0969da}.other{fill:#80b3f0}
+.axis,.mark,.spread{stroke:#59636e}.mark{stroke-dasharray:3 3}.spread{stroke:#1f2328}
+@media (prefers-color-scheme:dark){
+text{fill:#f0f6fc;stroke:#0d1117}.dim{fill:#9198a1}
+.page{fill:#0d1117}.peer{fill:#4b535d}.limit{fill:#9198a1}.petrel{fill:#4493f8}.other{fill:#27568f}
+.axis,.mark{stroke:#9198a1}.spread{stroke:#f0f6fc}
+}
+</style>`
+
+func (f *figure) svg() string {
+	columns := min(2, len(f.panels))
+	width := (figureWidth - margin*(columns+1)) / columns
+	var body strings.Builder
+	top, bottom := headHeight, headHeight
+	for i, p := range f.panels {
+		if i > 0 && i%columns == 0 {
+			top = bottom
+		}
+		p.draw(&body, margin+i%columns*(width+margin), top, width)
+		bottom = max(bottom, top+titleHeight+rowHeight*len(p.rows)+margin)
+	}
 	var b strings.Builder
-	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	least, most := c.bounds()
-	y := func(v float64) float64 {
-		share := v / most
-		if c.log {
-			share = math.Log(max(v, least)/least) / math.Log(most/least)
-		}
-		return plotHeight - bottom - share*(plotHeight-top-bottom)
-	}
-	p(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="system-ui, sans-serif" font-size="12">`, plotWidth, plotHeight)
-	p(`<rect width="100%%" height="100%%" fill="#fff"/>`)
-	p(`<text x="%d" y="24" font-size="16" font-weight="600">%s</text>`, left, html.EscapeString(c.title))
-	p(`<text x="%d" y="42" fill="#555">%s; median, and a line from the least to the most; less is better</text>`, left, html.EscapeString(c.unit))
-	for _, v := range c.ticks(least, most) {
-		p(`<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/>`, left, plotWidth-right, y(v), y(v))
-		p(`<text x="%d" y="%.1f" text-anchor="end" fill="#555">%s</text>`, left-6, y(v)+4, tickText(v))
-	}
-	width := float64(plotWidth-left-right) / float64(len(c.groups))
-	bar := width * 0.86 / float64(len(c.names))
-	for gi, g := range c.groups {
-		x := float64(left) + width*(float64(gi)+0.07)
-		for i, s := range g.bars {
-			if s.median <= 0 {
-				continue
-			}
-			at := x + bar*float64(i)
-			p(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"><title>%s, %s: %s (%s to %s)</title></rect>`, at, y(s.median), bar*0.9, plotHeight-bottom-y(s.median),
-				colour(c.names[i], i), html.EscapeString(c.names[i]), html.EscapeString(g.label), number(s.median), number(s.least), number(s.most))
-			p(`<line x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke="#000"/>`, at+bar*0.45, at+bar*0.45, y(s.least), y(s.most))
-			p(`<text x="%.1f" y="%.1f" text-anchor="middle" font-size="9">%s</text>`, at+bar*0.45, y(s.most)-3, number(s.median))
-		}
-		p(`<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, x+width*0.43, plotHeight-bottom+18, html.EscapeString(g.label))
-	}
-	p(`<line x1="%d" x2="%d" y1="%d" y2="%d" stroke="#000"/>`, left, plotWidth-right, plotHeight-bottom, plotHeight-bottom)
-	at, line := left, 0
-	for i, name := range c.names {
-		if at > plotWidth-150 {
-			at, line = left, line+1
-		}
-		p(`<rect x="%d" y="%d" width="11" height="11" fill="%s"/>`, at, plotHeight-bottom+36+line*18, colour(name, i))
-		p(`<text x="%d" y="%d">%s</text>`, at+15, plotHeight-bottom+46+line*18, html.EscapeString(name))
-		at += 40 + 7*len(name)
-	}
-	p(`</svg>`)
-	return b.String()
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">`+"\n", figureWidth, bottom, figureWidth, bottom)
+	fmt.Fprintf(&b, "<title>%s</title>\n%s\n", html.EscapeString(f.title), style)
+	fmt.Fprint(&b, `<rect class="page" width="100%" height="100%"/>`+"\n")
+	fmt.Fprintf(&b, `<text class="title" x="%d" y="28">%s</text>`+"\n", margin, html.EscapeString(f.title))
+	fmt.Fprintf(&b, `<text class="dim" x="%d" y="48">%s</text>`+"\n", margin, html.EscapeString(f.note))
+	return b.String() + body.String() + "</svg>\n"
 }
 
-// bounds of the axis.
-func (c *chart) bounds() (least, most float64) {
-	least, most = math.Inf(1), 0
-	for _, g := range c.groups {
-		for _, s := range g.bars {
-			if s.median > 0 {
-				least, most = min(least, s.least, s.median), max(most, s.most)
-			}
+func (p *panel) draw(b *strings.Builder, x, y, width int) {
+	line := func(format string, args ...any) { fmt.Fprintf(b, format+"\n", args...) }
+	line(`<text class="head" x="%d" y="%d">%s</text>`, x, y+20, html.EscapeString(p.title))
+	y += titleHeight
+	left, most := float64(x+nameWidth), 1e-9
+	for _, r := range p.rows {
+		most = max(most, r.to, r.most)
+	}
+	at := func(v float64) float64 { return left + v/most*float64(width-nameWidth-textWidth) }
+	bottom := y + rowHeight*len(p.rows)
+	if first := p.rows[0]; bareServer(first.name) && first.from == 0 {
+		line(`<path class="mark" d="M%.1f %dV%d"/>`, at(first.to), y, bottom)
+	}
+	for i, r := range p.rows {
+		top := y + i*rowHeight
+		class, bold := "peer", ""
+		switch {
+		case bareServer(r.name):
+			class = "limit"
+		case r.name == "petrel":
+			class, bold = "petrel", ` class="own"`
+		case strings.HasPrefix(r.name, "petrel"):
+			class = "other"
 		}
-	}
-	if most <= 0 {
-		return 1, 10
-	}
-	if c.log {
-		// A bar of the least value is to be seen too.
-		return math.Pow(10, math.Floor(math.Log10(max(least, 1e-6))-0.3)), most * 1.25
-	}
-	return 0, most * 1.1
-}
-
-func (c *chart) ticks(least, most float64) (ticks []float64) {
-	if c.log {
-		for v := least; v <= most; v *= 10 {
-			ticks = append(ticks, v)
+		line(`<text%s x="%.1f" y="%d" text-anchor="end">%s</text>`, bold, left-8, top+14, html.EscapeString(r.name))
+		line(`<rect class="%s" x="%.1f" y="%d" width="%.1f" height="%d" rx="2"/>`, class, at(r.from), top+4, max(at(r.to)-at(r.from), 1.5), rowHeight-7)
+		if r.most > r.least {
+			line(`<path class="spread" d="M%.1f %dH%.1f"/>`, at(r.least), top+10, at(r.most))
 		}
-		return ticks
+		aside := ""
+		if r.aside != "" {
+			aside = fmt.Sprintf(`<tspan class="dim" dx="7">%s</tspan>`, html.EscapeString(r.aside))
+		}
+		line(`<text%s x="%.1f" y="%d">%s%s</text>`, bold, at(max(r.to, r.most))+7, top+14, html.EscapeString(r.text), aside)
 	}
-	step := math.Pow(10, math.Floor(math.Log10(most)))
-	for most/step < 4 {
-		step /= 2
-	}
-	for v := 0.0; v <= most; v += step {
-		ticks = append(ticks, v)
-	}
-	return ticks
-}
-
-func tickText(v float64) string {
-	if v >= 1 {
-		return fmt.Sprintf("%.0f", v)
-	}
-	return fmt.Sprintf("%g", v)
+	line(`<path class="axis" d="M%.1f %dV%d"/>`, left, y, bottom)
 }

@@ -5,13 +5,14 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -100,46 +101,33 @@ func (r *report) save(dir string) error {
 	return os.Rename(name+".new", name)
 }
 
-// rewrite prints the tables of an earlier run, and draws its plots where a second argument says.
-func rewrite(args []string, out io.Writer) error {
-	if len(args) < 1 || len(args) > 2 {
-		return errors.New("report FILE [DIR for the plots]")
-	}
-	text, err := os.ReadFile(args[0])
-	if err != nil {
-		return err
-	}
-	var r report
-	if err := json.Unmarshal(text, &r); err != nil {
-		return fmt.Errorf("%s: %w", args[0], err)
-	}
-	if len(args) == 2 {
-		if err := r.plot(args[1]); err != nil {
-			return err
-		}
-	}
-	r.write(out)
-	return nil
-}
-
 // metric is a line of the summary. A case may have several.
 type metric struct {
 	label, unit string
 	value       func(r *load.Result) float64
+	aim         string // for Petrel; empty: there is none
+	alone       bool   // a ratio of it says nothing
 }
 
 func metrics(c benchCase) []metric {
-	all := []metric{{c.name, c.unit, c.value}}
+	all := []metric{{label: c.name, unit: c.unit, value: c.value, aim: c.aim}}
 	switch c.name {
 	case "idle":
-		all = append(all,
-			metric{"idle: after", "bytes of RSS a connection, at the end", func(r *load.Result) float64 { return over(float64(r.After.RSS-r.Base.RSS), r.Connect.Count) }},
-			metric{"idle: CPU", "ms of CPU a second, heartbeats on", func(r *load.Result) float64 { return r.ServerCPU / 1000 / max(r.Seconds, 1e-9) }},
-			metric{"idle: heartbeats", "heartbeats a second, as the server wants them", func(r *load.Result) float64 { return float64(r.Heartbeats) / max(r.Seconds, 1e-9) }},
-			metric{"idle: connect", "us of CPU to connect and subscribe", func(r *load.Result) float64 { return over(r.Connect.ServerCPU, r.Connect.Count) }},
-		)
+		all = append(all, metric{
+			label: "idle: after", unit: "bytes of RSS a connection, at the end",
+			value: func(r *load.Result) float64 { return over(float64(r.After.RSS-r.Base.RSS), r.Connect.Count) },
+		}, metric{
+			label: "idle: CPU", unit: "ms of CPU a second, heartbeats on", aim: "20",
+			value: func(r *load.Result) float64 { return r.ServerCPU / 1000 / max(r.Seconds, 1e-9) },
+		}, metric{
+			label: "idle: heartbeats", unit: "heartbeats a second, as the server wants them", alone: true,
+			value: func(r *load.Result) float64 { return float64(r.Heartbeats) / max(r.Seconds, 1e-9) },
+		}, metric{
+			label: "idle: connect", unit: "µs of CPU to connect and subscribe",
+			value: func(r *load.Result) float64 { return over(r.Connect.ServerCPU, r.Connect.Count) },
+		})
 	case "storm":
-		all = append(all, metric{"storm: all back", "ms until the last one is back", func(r *load.Result) float64 {
+		all = append(all, metric{label: "storm: all back", unit: "ms until the last one is back", value: func(r *load.Result) float64 {
 			if r.Storm == nil {
 				return 0
 			}
@@ -253,7 +241,7 @@ func (r *report) writeSummary(w io.Writer) {
 				switch {
 				case runs == 0:
 					fmt.Fprint(t, "-\t")
-				case ratio.median == 0 || s.Name == r.yardstick(c):
+				case ratio.median == 0 || m.alone || s.Name == r.yardstick(c):
 					fmt.Fprintf(t, "%s\t", number(value.median))
 				default:
 					fmt.Fprintf(t, "%s (%.2f)\t", number(value.median), ratio.median)
@@ -267,7 +255,7 @@ func (r *report) writeSummary(w io.Writer) {
 
 func (r *report) writeCase(w io.Writer, c benchCase) {
 	t := table(w)
-	fmt.Fprintf(t, "\truns\t%s\tleast\tmost\tratio\tleast\tmost\tper second\tp50 ms\tp99 ms\tp99.9 ms\tmax ms\tanswer p99 ms\tlost\tgaps\tdisorder\tbroken\trefused\tload us\tsteal\tothers\t\n", c.unit)
+	fmt.Fprintf(t, "\truns\t%s\tleast\tmost\tratio\tleast\tmost\tper second\tp50 ms\tp99 ms\tp99.9 ms\tmax ms\tanswer p99 ms\tlost\tgaps\tdisorder\tbroken\trefused\tload µs\tsteal\tothers\t\n", c.unit)
 	var notes []string
 	for _, s := range r.Servers {
 		by, failed, first := r.results(c.name, s.Name)
@@ -324,9 +312,17 @@ func number(v float64) string {
 	case v == 0:
 		return "0"
 	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
+		return count(int(math.Round(v)))
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
+}
+
+// count has a comma between thousands.
+func count(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+	return fmt.Sprintf("%s,%03d", count(n/1000), n%1000)
 }

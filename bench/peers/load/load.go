@@ -154,6 +154,25 @@ func (r *Result) Complaints() string {
 	return b.String()
 }
 
+// Add adds what another run has to complain of, but for what was late: that is in its latency.
+func (r *Result) Add(o *Result) {
+	r.Lost += o.Lost
+	r.Gaps += o.Gaps
+	r.Disorder += o.Disorder
+	r.Disconnected += o.Disconnected
+	r.PublishErrors += o.PublishErrors
+	r.Connect.Errors += o.Connect.Errors
+	if r.FirstError == "" {
+		r.FirstError = o.FirstError
+	}
+	if o.Storm != nil {
+		if r.Storm == nil {
+			r.Storm = &Return{}
+		}
+		r.Storm.NotBack += o.Storm.NotBack
+	}
+}
+
 // MinPayload is the shortest message: its mark, lane, number and time.
 const MinPayload = 28
 
