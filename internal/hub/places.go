@@ -198,7 +198,6 @@ func (h *Hub) startClaims(ctx context.Context) {
 	for _, ch := range channels {
 		delete(l.claims, ch)
 	}
-	l.claiming = true
 	l.mu.Unlock()
 	var all []*round
 	for _, ch := range channels {
@@ -206,7 +205,13 @@ func (h *Hub) startClaims(ctx context.Context) {
 			all = append(all, x)
 		}
 	}
+	if l.poke(); len(all) == 0 { // who waited has left
+		return
+	}
 	h.metrics.claims.Inc()
+	l.mu.Lock()
+	l.claiming = true
+	l.mu.Unlock()
 	h.queue.running.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, rosterWithin)
 		defer cancel()

@@ -231,7 +231,7 @@ func (c *cell) lead(ctx context.Context, q cellRequest) error {
 			err = errNoLeader().Because(err) // it does not answer where it was last
 		}
 	}
-	if why := c.waitsFor(); why != "" && petrel.CodeOf(err) == petrel.CodeNoLeader {
+	if why := c.waits().String(); why != "" && petrel.CodeOf(err) == petrel.CodeNoLeader {
 		return petrel.Errorf(petrel.CodeNoLeader, "The cell has no leader at the moment: %s. Try again in a moment.", why).After(time.Second).Because(err)
 	}
 	return err

@@ -65,7 +65,7 @@ func (h *health) answer() healthAnswer {
 // waitsFor is what a node that starts waits for.
 func (h *health) waitsFor() string {
 	if c := h.cell.Load(); c != nil {
-		if why := c.waitsFor(); why != "" {
+		if why := c.waits().String(); why != "" {
 			return why
 		}
 	}

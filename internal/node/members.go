@@ -175,7 +175,7 @@ func (n *Node) RemoveNode(ctx context.Context, name string, force bool) error {
 	defer cancel()
 	for { // a leader that is to go hands over first; the next one removes it
 		err := n.cell.lead(ctx, cellRequest{Op: opRemove, Member: m.ID, Force: force})
-		if why := n.cell.waitsFor(); petrel.CodeOf(err) != petrel.CodeNoLeader || why != "" && why != electing {
+		if petrel.CodeOf(err) != petrel.CodeNoLeader || len(n.cell.waits().silent) > 0 {
 			return err
 		}
 		t := time.NewTimer(50 * time.Millisecond)
@@ -391,29 +391,38 @@ func (c *cell) losesQuorum(members []raftlog.Member, without petrel.NodeID) stri
 	return ""
 }
 
-// electing is what is waited for when enough nodes are there.
-const electing = "an election is under way"
+// wait is what a cell without a leader waits for; the zero value: nothing, for there is one, or the log is not open yet.
+type wait struct {
+	voters int
+	silent []string // voters that are not heard of; none: an election is under way
+}
 
-// waitsFor says which nodes a start waits for; "" when there is a leader, or when the log is not open yet.
-func (c *cell) waitsFor() string {
+func (c *cell) waits() wait {
 	st := c.status()
-	if st.Leader != "" || len(st.Members) == 0 {
-		return ""
+	var w wait
+	if st.Leader != "" {
+		return w
 	}
-	var silent []string
-	voters := 0
 	for _, m := range st.Members {
 		if m.Voter {
-			voters++
+			w.voters++
 		}
 		if m.Voter && !c.alive(m.ID) {
-			silent = append(silent, nameOf(m.ID)+" at "+m.Addr)
+			w.silent = append(w.silent, nameOf(m.ID)+" at "+m.Addr)
 		}
 	}
-	if len(silent) == 0 {
-		return electing
+	return w
+}
+
+// String says it in a sentence; "" for nothing.
+func (w wait) String() string {
+	switch {
+	case w.voters == 0:
+		return ""
+	case len(w.silent) == 0:
+		return "an election is under way"
 	}
-	return fmt.Sprintf("it needs %d of the %d nodes that vote, and has not heard of %s", voters/2+1, voters, strings.Join(silent, " and "))
+	return fmt.Sprintf("it needs %d of the %d nodes that vote, and has not heard of %s", w.voters/2+1, w.voters, strings.Join(w.silent, " and "))
 }
 
 // level is the feature level that every member can read: the lowest that was ever heard, and the first of all for one

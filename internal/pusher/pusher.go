@@ -69,7 +69,7 @@ type Options struct {
 	// MaxReading is how many bytes of calls of the HTTP API are read at once; default 128 MiB.
 	MaxReading int64
 
-	// Last says that there is no other node that clients of this one may go to. Default: never.
+	// Last says that there is no other node that clients of this one may go to. It must not block. Default: never.
 	Last func() bool
 
 	// PublicURL is where clients reach this node and no other, "" when there is no such address: sessions over HTTP are then sent there.
@@ -143,6 +143,7 @@ type Server struct {
 func Register(o Options) *Server {
 	o.defaults()
 	s := &Server{opt: o, metrics: newMetrics(o.Registerer), pong: conn.TextFrame([]byte(pongPayload)), pongXHR: conn.XHRFrame([]byte(pongPayload))}
+	s.opt.Last = lately(o.Last)
 	s.users.by = map[userKey]map[*session]struct{}{}
 	s.handshakes = newLimits(o.Handshakes)
 	s.bodies.New = newBody
@@ -170,4 +171,22 @@ func (s *Server) AppChanged(app petrel.AppID) {
 			}
 		})
 	})
+}
+
+// lookEvery is how often the cell is looked at for what every connection asks that is closed.
+const lookEvery = 100 * time.Millisecond
+
+// lately asks fn now and then, and says meanwhile what it said.
+func lately(fn func() bool) func() bool {
+	var mu sync.Mutex // guards what follows
+	var said bool
+	var until time.Time
+	return func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); !now.Before(until) {
+			said, until = fn(), now.Add(lookEvery)
+		}
+		return said
+	}
 }
