@@ -1,6 +1,8 @@
 package channel
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -108,11 +110,12 @@ func TestParseMember(t *testing.T) {
 		}
 	}
 	for data, want := range map[string]petrel.Code{
-		``: petrel.CodeInvalidJSON, `x`: petrel.CodeInvalidJSON, `[]`: petrel.CodeInvalidJSON, `null`: petrel.CodeInvalidField, `{}`: petrel.CodeInvalidField,
+		``: petrel.CodeInvalidJSON, `x`: petrel.CodeInvalidJSON, `[]`: petrel.CodeInvalidJSON, `null`: petrel.CodeInvalidJSON, `{}`: petrel.CodeInvalidField,
 		`{"user_id":null}`: petrel.CodeInvalidField, `{"user_id":true}`: petrel.CodeInvalidField, `{"user_id":{}}`: petrel.CodeInvalidField, `{"user_id":""}`: petrel.CodeInvalidID,
 		`{"user_id":"` + strings.Repeat("é", 129) + `"}`:                  petrel.CodeInvalidID,
 		`{"user_id":"a","user_info":"` + strings.Repeat("x", 1023) + `"}`: petrel.CodeTooLarge,
 		`{"user_id":"\u0000"}`: petrel.CodeInvalidID,
+		`{"user_id":"\ud800"}`: petrel.CodeInvalidUTF8, `{"user_id":"a","user_id":"b"}`: petrel.CodeInvalidJSON, `{"USER_ID":"a"}`: petrel.CodeInvalidField,
 	} {
 		if m, err := ParseMember(data, 0); petrel.CodeOf(err) != want {
 			t.Errorf("%s: %+v, %v; want %s", data, m, err, want)
@@ -216,5 +219,34 @@ func TestCacheIsBounded(t *testing.T) {
 	c.Keep(pub("big", "cache-x", strings.Repeat("x", 10_000)))
 	if _, _, ok := c.Kept(petrel.PusherChannel("big", "cache-x")); ok {
 		t.Error("what is larger than everything was kept")
+	}
+}
+
+func TestReadObject(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		``: "The body is not JSON, or ends too early.", `{"a":"x"`: "The body is not JSON, or ends too early.", `{"a":}`: "The body is not JSON, or ends too early.",
+		`[]`: "The body is a list: it must be a JSON object.", `null`: "The body is null: it must be a JSON object.", ` 7`: "The body is a number: it must be a JSON object.",
+		`{} x`: "The body is a JSON object with something behind it.", `{}{}`: "The body is a JSON object with something behind it.",
+		`{"a":"x","b":1,"a":"x"}`: "The body has the key a twice.", `{"a":"x","\u0061":"y"}`: "The body has the key a twice.",
+		`{"a":7}`: "The a of the body is a number: it must be a string.", `{"all":"x"}`: "The all of the body is a string: it must be a list of strings.",
+		`{"a":"\ud800"}`:                                  "The a of the body has an escape that is half of a character (a lone surrogate).",
+		`{"a":"\uDC00\ud800"}`:                            "The a of the body has an escape that is half of a character (a lone surrogate).",
+		`{"a":"\ud83d\n\ude00"}`:                          "The a of the body has an escape that is half of a character (a lone surrogate).",
+		`{"a":"\ud83d-\ude00"}`:                           "The a of the body has an escape that is half of a character (a lone surrogate).",
+		`{"all":["\ud83d","x"]}`:                          "The all of the body has an escape that is half of a character (a lone surrogate).",
+		`{"a":"\ud83d\uDE00\n\u00e9\ud7ff\ue000\\ud800"}`: "", `{"A":"y","a":null,"x":1,"x":2,"raw":"\ud800"}`: "", ` {"a":"x","all":["y"]} `: "",
+	} {
+		var a string
+		var all []string
+		var raw json.RawMessage
+		err := ReadObject("The body", []byte(body), Field{"a", &a}, Field{"all", &all}, Field{"raw", &raw})
+		var e *petrel.Error
+		switch errors.As(err, &e); {
+		case want == "" && err != nil, want != "" && (e == nil || e.Detail != want):
+			t.Errorf("%s: %v; want %q", body, err, want)
+		case a == "y":
+			t.Errorf("%s: another key was read", body)
+		}
 	}
 }

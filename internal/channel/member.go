@@ -14,17 +14,14 @@ type Member struct {
 }
 
 // ParseMember reads the channel_data of a subscription to a presence channel: {"user_id": string or number, "user_info": anything}.
-// maxInfo bounds the bytes of user_info; 0 is DefaultMaxInfo. Refusals are CodeInvalidJSON, CodeInvalidField, CodeInvalidID and CodeTooLarge.
+// maxInfo bounds the bytes of user_info; 0 is DefaultMaxInfo. Refusals are CodeInvalidJSON, CodeInvalidUTF8, CodeInvalidField, CodeInvalidID and CodeTooLarge.
 func ParseMember(data string, maxInfo int) (Member, error) {
 	if maxInfo <= 0 {
 		maxInfo = DefaultMaxInfo
 	}
-	var in struct {
-		UserID   json.RawMessage `json:"user_id"`
-		UserInfo json.RawMessage `json:"user_info"`
-	}
-	if err := json.Unmarshal([]byte(data), &in); err != nil {
-		return Member{}, petrel.Errorf(petrel.CodeInvalidJSON, "The channel_data is not a JSON object with a user_id.").Because(err)
+	var in struct{ UserID, UserInfo json.RawMessage }
+	if err := ReadObject("The channel_data", []byte(data), Field{"user_id", &in.UserID}, Field{"user_info", &in.UserInfo}); err != nil {
+		return Member{}, err
 	}
 	text, err := idText(in.UserID)
 	if err != nil {
@@ -35,7 +32,7 @@ func ParseMember(data string, maxInfo int) (Member, error) {
 		return Member{}, err
 	}
 	m := Member{ID: id}
-	if len(in.UserInfo) == 0 || bytes.Equal(in.UserInfo, []byte("null")) {
+	if len(in.UserInfo) == 0 {
 		return m, nil
 	}
 	var info bytes.Buffer
@@ -54,6 +51,9 @@ func idText(raw json.RawMessage) (string, error) {
 	if len(raw) > 0 {
 		switch c := raw[0]; {
 		case c == '"':
+			if loneSurrogate(raw) {
+				return "", petrel.Errorf(petrel.CodeInvalidUTF8, "The user_id has an escape that is half of a character (a lone surrogate).")
+			}
 			var s string
 			if err := json.Unmarshal(raw, &s); err == nil {
 				return s, nil

@@ -19,6 +19,8 @@ func (c *session) clientEvent(f *clientFrame) error {
 		return refuse(errClientEvent, "Client events are switched off for this app.")
 	case len(f.Event) > set.MaxEventName:
 		return refuse(errClientEvent, "The event name is longer than %d characters.", set.MaxEventName)
+	case hasControl(f.Event):
+		return refuse(errClientEvent, "The name of an event may have no control characters.")
 	}
 	c.mu.Lock()
 	s := c.subs.of(f.Channel)

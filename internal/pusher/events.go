@@ -16,19 +16,26 @@ import (
 
 // trigger is what an app's backend triggers.
 type trigger struct {
-	Name     string          `json:"name"`
-	Data     json.RawMessage `json:"data"` // a JSON string
-	Channel  string          `json:"channel"`
-	Channels []string        `json:"channels"`
-	SocketID string          `json:"socket_id"`
-	Info     string          `json:"info"`
+	Name     string
+	Data     json.RawMessage // a JSON string
+	Channel  string
+	Channels []string
+	SocketID string
+	Info     string
+}
+
+func readTrigger(what string, b []byte) (e trigger, err error) {
+	err = channel.ReadObject(what, b,
+		channel.Field{Key: "name", Into: &e.Name}, channel.Field{Key: "data", Into: &e.Data}, channel.Field{Key: "channel", Into: &e.Channel},
+		channel.Field{Key: "channels", Into: &e.Channels}, channel.Field{Key: "socket_id", Into: &e.SocketID}, channel.Field{Key: "info", Into: &e.Info})
+	return e, err
 }
 
 // postEvent is POST /apps/{id}/events.
 func (s *Server) postEvent(r *http.Request, c *call) ([]byte, error) {
-	var e trigger
-	if err := json.Unmarshal(c.body, &e); err != nil {
-		return nil, badJSON(err)
+	e, err := readTrigger("The body", c.body)
+	if err != nil {
+		return nil, err
 	}
 	set := s.opt.Apps.Settings(c.app)
 	if len(e.Channels) == 0 && e.Channel == "" {
@@ -72,26 +79,44 @@ func (i info) published(b []byte, c *hub.Counted) []byte {
 	return i.attributes(b, c, presence)
 }
 
+// readBatch reads the events of a batch.
+func readBatch(b []byte, most int) ([]trigger, error) {
+	var raw json.RawMessage
+	if err := channel.ReadObject("The body", b, channel.Field{Key: "batch", Into: &raw}); err != nil {
+		return nil, err
+	}
+	var events []json.RawMessage
+	if len(raw) > 0 && json.Unmarshal(raw, &events) != nil {
+		return nil, petrel.Errorf(petrel.CodeInvalidJSON, "The batch is not a list of events.")
+	}
+	switch {
+	case len(events) == 0:
+		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has no events: send batch, a list of them.")
+	case len(events) > most:
+		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has %d events; at most %d are allowed.", len(events), most)
+	}
+	batch := make([]trigger, len(events))
+	for i := range events {
+		var err error
+		if batch[i], err = readTrigger("The event", events[i]); err != nil {
+			return nil, inBatch(i, err)
+		}
+	}
+	return batch, nil
+}
+
 // postBatch is POST /apps/{id}/batch_events. Either all events are published or, when one of them cannot be, none.
 func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
-	var in struct {
-		Batch []trigger `json:"batch"`
-	}
-	if err := json.Unmarshal(c.body, &in); err != nil {
-		return nil, badJSON(err)
-	}
 	set := s.opt.Apps.Settings(c.app)
-	switch {
-	case len(in.Batch) == 0:
-		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has no events: send batch, a list of them.")
-	case len(in.Batch) > set.MaxBatch:
-		return nil, petrel.Errorf(petrel.CodeInvalidField, "The batch has %d events; at most %d are allowed.", len(in.Batch), set.MaxBatch)
+	batch, err := readBatch(c.body, set.MaxBatch)
+	if err != nil {
+		return nil, err
 	}
-	wants := make([]info, len(in.Batch))
+	wants := make([]info, len(batch))
 	var asked info
 	var names []string
-	for i := range in.Batch {
-		e := &in.Batch[i]
+	for i := range batch {
+		e := &batch[i]
 		if len(e.Channels) > 0 {
 			return nil, petrel.Errorf(petrel.CodeInvalidField, "Event %d of the batch names channels: in a batch each event has one channel.", i)
 		}
@@ -110,8 +135,8 @@ func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
 	if err := s.begin(c, asked.any()); err != nil {
 		return nil, err
 	}
-	for i := range in.Batch {
-		if err := s.publish(c.app, &in.Batch[i]); err != nil {
+	for i := range batch {
+		if err := s.publish(c.app, &batch[i]); err != nil {
 			return nil, inBatch(i, err)
 		}
 	}
@@ -123,11 +148,11 @@ func (s *Server) postBatch(r *http.Request, c *call) ([]byte, error) {
 		return nil, err
 	}
 	b := []byte(`{"batch":[`)
-	for i := range in.Batch {
+	for i := range batch {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		x := all.Channel(in.Batch[i].Channel)
+		x := all.Channel(batch[i].Channel)
 		b = wants[i].published(b, &x)
 	}
 	return append(b, "]}"...), nil
@@ -140,17 +165,6 @@ func inBatch(i int, err error) error {
 		return err
 	}
 	return petrel.Errorf(e.Code, "Event %d of the batch: %s", i, e.Detail).Because(err).After(e.RetryAfter)
-}
-
-func badJSON(err error) error {
-	var other *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &other) && other.Field == "":
-		return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: it is of the type %s.", other.Value)
-	case other != nil:
-		return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: %s is of the type %s.", other.Field, other.Value)
-	}
-	return petrel.Errorf(petrel.CodeInvalidJSON, "The body is not the JSON object that this call takes: %s.", strings.TrimPrefix(err.Error(), "json: "))
 }
 
 // check refuses what cannot be triggered, and leaves e.Channels as the channels of the event, each once.
@@ -202,10 +216,16 @@ func checkName(name string, set *identity.Settings) error {
 		return petrel.Errorf(petrel.CodeInvalidField, "The event has no name.")
 	case utf8.RuneCountInString(name) > set.MaxEventName:
 		return petrel.Errorf(petrel.CodeInvalidField, "The name of an event may have at most %d characters.", set.MaxEventName)
+	case hasControl(name):
+		return petrel.Errorf(petrel.CodeInvalidField, "The name of an event may have no control characters.")
 	case strings.HasPrefix(name, "pusher:") || strings.HasPrefix(name, "pusher_internal:"):
 		return petrel.Errorf(petrel.CodeInvalidField, "Names of events that begin with pusher: or pusher_internal: are the protocol's own.")
 	}
 	return nil
+}
+
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 func (e *trigger) checkData(set *identity.Settings) error {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"unicode/utf8"
+
+	"github.com/petrel-chat/petrel/internal/channel"
 )
 
 // clientFrame is one frame of a client (docs/pusher.md, "client to server").
@@ -21,8 +23,9 @@ const pongPayload = `{"event":"pusher:pong","data":{}}`
 
 // parseFrame reads one frame: an object with an event (P3).
 func parseFrame(payload []byte) (f clientFrame, err error) {
-	if err := json.Unmarshal(payload, &f); err != nil {
-		return f, refuse(0, "The frame is not JSON with an event, a channel and data.")
+	if err := channel.ReadObject("The frame", payload,
+		channel.Field{Key: "event", Into: &f.Event}, channel.Field{Key: "channel", Into: &f.Channel}, channel.Field{Key: "data", Into: &f.Data}); err != nil {
+		return f, err
 	}
 	if f.Event == "" {
 		return f, refuse(0, "The frame names no event.")
@@ -47,9 +50,9 @@ func readData(raw json.RawMessage, v any) error {
 
 // appendEvent appends the frame of an event: {"event":…,"channel":…,"data":…} and, on presence channels, who sent it. data is a JSON string,
 // because a client reads nothing else everywhere.
-func appendEvent(b []byte, event, channel string, data []byte, user string) []byte {
+func appendEvent(b []byte, event, name string, data []byte, user string) []byte {
 	b = appendQuoted(append(b, `{"event":`...), event)
-	b = appendQuoted(append(b, `,"channel":`...), channel)
+	b = appendQuoted(append(b, `,"channel":`...), name)
 	b = append(append(b, `,"data":`...), data...)
 	if user != "" {
 		b = appendQuoted(append(b, `,"user_id":`...), user)

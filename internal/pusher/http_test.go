@@ -99,6 +99,12 @@ func TestTriggerRefused(t *testing.T) {
 		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1.2\n"}`, 400},
 		{`{"name":"n","channels":["a"],"data":"x","socket_id":"1.2"}`, 200},
 		{"{\"name\":\"n\",\"channels\":[\"a\"],\"data\":\"\xff\"}", 400},
+		{`{"name":"n","name":"m","channels":["a"],"data":"x"}`, 400},
+		{`{"NAME":"n","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"n\ud800","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"n\u0000","channels":["a"],"data":"x"}`, 400},
+		{`{"name":"n","channels":["a"],"data":"\ud800"}`, 200},
+		{`{"name":"n","channels":["a"],"data":"x","socket_id":null,"info":null,"other":{"a":1,"a":2}}`, 200},
 	} {
 		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/events", body: c.body}); status != c.want {
 			t.Errorf("%.100s: %d %s; want %d", c.body, status, text, c.want)
@@ -225,4 +231,20 @@ type unread struct{ t *testing.T }
 func (u unread) Read([]byte) (int, error) {
 	u.t.Error("the body is read")
 	return 0, io.EOF
+}
+
+// TestNoWordsOfGo: what is not what a call takes is told in the words of who sends it.
+func TestNoWordsOfGo(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	for body, want := range map[string]string{
+		`[]`: "The body is a list: it must be a JSON object.", `{"batch":{}}`: "The batch is not a list of events.", `{}`: "The batch has no events: send batch, a list of them.",
+		`{"batch":[7]}`:                   "Event 0 of the batch: The event is a number: it must be a JSON object.",
+		`{"batch":[{"name":[]}]}`:         "Event 0 of the batch: The name of the event is a list: it must be a string.",
+		`{"batch":[{"name":"a","data":1}`: "The body is not JSON, or ends too early.",
+	} {
+		if status, text := w.call(signedCall{method: "POST", path: "/apps/1001/batch_events", body: body}); status != 400 || !strings.Contains(text, `"detail":"`+want+`"`) {
+			t.Errorf("%s: %d %s", body, status, text)
+		}
+	}
 }

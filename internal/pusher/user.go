@@ -2,7 +2,6 @@ package pusher
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"sync"
 	"time"
@@ -84,11 +83,11 @@ func (c *session) signin(f *clientFrame) error {
 		return refuse(int(closeUnauthorized), "The auth of the sign-in is not a signature of this app over this connection's socket id and the user data.")
 	}
 	var data struct {
-		ID        string   `json:"id"`
-		Watchlist []string `json:"watchlist"`
+		ID        string
+		Watchlist []string
 	}
-	if err := json.Unmarshal([]byte(in.UserData), &data); err != nil {
-		return refuse(0, "The user_data is not a JSON object with an id, which is a string, and perhaps a watchlist, which is a list of such ids.")
+	if err := channel.ReadObject("The user_data", []byte(in.UserData), channel.Field{Key: "id", Into: &data.ID}, channel.Field{Key: "watchlist", Into: &data.Watchlist}); err != nil {
+		return err
 	}
 	user, err := channel.ParseUser(data.ID)
 	if err != nil {
