@@ -22,9 +22,10 @@ type devCmd struct {
 }
 
 type devCellCmd struct {
-	Nodes int    `default:"3" placeholder:"N" help:"How many nodes, 1 to 5."`
-	Data  string `default:"petrel-cell" placeholder:"DIR" help:"Folder of the cell; the nodes' data folders are DIR/n1, DIR/n2, …. A second start goes on with them."`
-	Port  int    `default:"8080" placeholder:"PORT" help:"Public port of the first node; each next node's is 10 higher. The ports for admin, peer and bus follow it. Taken ones are replaced; 0 takes free ones."`
+	Nodes        int    `default:"3" placeholder:"N" help:"How many nodes, 1 to 5."`
+	Data         string `default:"petrel-cell" placeholder:"DIR" help:"Folder of the cell; the nodes' data folders are DIR/n1, DIR/n2, …. A second start goes on with them."`
+	Port         int    `default:"8080" placeholder:"PORT" help:"Public port of the first node; each next node's is 10 higher. The ports for admin, peer and bus follow it. Taken ones are replaced; 0 takes free ones."`
+	WebhookAllow string `name:"webhook-allow" placeholder:"CIDR,…" help:"Private networks that webhooks may call, like 127.0.0.0/8 for a receiver on this machine."`
 }
 
 // Help is shown by `petrel dev cell --help`.
@@ -50,10 +51,14 @@ func (c *devCellCmd) Run(con *console) error {
 	case c.Port < 0 || c.Port > 65500:
 		return mistake{fmt.Errorf("--port is %d; it must be between 0 and 65500", c.Port)}
 	}
+	if _, _, err := node.LoadConfig(node.Sources{Flags: map[string]any{"webhook-allow": c.WebhookAllow}}); err != nil {
+		return mistake{err}
+	}
 	d, err := openDevCell(c.Data, c.Nodes, c.Port)
 	if err != nil {
 		return err
 	}
+	d.webhookAllow = c.WebhookAllow
 	err = d.run(con)
 	if con.ctx.Err() != nil {
 		err = nil // asked to stop, even while it grew

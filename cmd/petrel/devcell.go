@@ -23,10 +23,11 @@ import (
 
 // devCell is the nodes of `petrel dev cell`.
 type devCell struct {
-	dir      string
-	fresh    bool // the first node founds the cell
-	nodes    []*devNode
-	failures chan *devNode
+	dir          string
+	webhookAllow string
+	fresh        bool // the first node founds the cell
+	nodes        []*devNode
+	failures     chan *devNode
 
 	mu sync.Mutex // lines of nodes that start at one time
 }
@@ -142,6 +143,7 @@ func (m *devNode) start(ctx context.Context, d *devCell) (err error) {
 	}
 	cfg := node.DefaultConfig()
 	cfg.Name, cfg.Data, cfg.Demo, cfg.Voters, cfg.DrainTimeout = m.Name, filepath.Join(d.dir, m.Name), true, d.voters(), devDrain
+	cfg.WebhookAllow = d.webhookAllow
 	cfg.Listen, cfg.Admin, cfg.Peer, cfg.Bus = free(ctx, m.Listen), free(ctx, m.Admin), free(ctx, m.Peer), free(ctx, m.Bus)
 	if first := d.nodes[0]; m != first {
 		cfg.Join, cfg.CellSecretFile = first.Peer, filepath.Join(d.dir, first.Name, "cell-secret")

@@ -43,7 +43,7 @@ type putHook struct {
 	OfHook
 	Positioned
 	Body struct {
-		URL    string   `json:"url" doc:"http or https, without credentials, up to 2,048 bytes. Addresses of private networks are not called, unless the operator allows it."`
+		URL    string   `json:"url" doc:"http or https, without credentials, up to 2,048 bytes. Addresses that are not public are refused, and names of such are not called, unless the operator allows it."`
 		Events []string `json:"events" nullable:"false" doc:"Names and patterns: docs/WEBHOOKS.md lists them."`
 		Batch  bool     `json:"batch,omitempty" doc:"What is due together may come in one call."`
 	}

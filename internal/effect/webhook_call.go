@@ -13,11 +13,13 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/identity"
+	"github.com/petrel-chat/petrel/internal/petrel"
 )
 
 // Bounds of one call.
@@ -95,16 +97,29 @@ func (c *caller) check(_ context.Context, network, address string, _ syscall.Raw
 	if err != nil || (network != "tcp4" && network != "tcp6") {
 		return errNotPublic
 	}
-	addr := ap.Addr().Unmap()
-	for _, p := range c.allow {
-		if p.Contains(addr) {
-			return nil
-		}
-	}
-	if !public(ap.Addr()) {
+	if !allowed(c.allow, ap.Addr()) {
 		return errNotPublic
 	}
 	return nil
+}
+
+func allowed(allow []netip.Prefix, a netip.Addr) bool {
+	return public(a) || slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+}
+
+// CheckAddress refuses the url of a webhook whose host is written as an address that may not be called (CodeInvalidField): it would never be
+// told anything. What a name stands for is known only when it is called.
+func CheckAddress(allow []netip.Prefix, address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil //nolint:nilerr // who may be a webhook is checked elsewhere
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	if err != nil || allowed(allow, a) {
+		return nil //nolint:nilerr // a name
+	}
+	return petrel.Errorf(petrel.CodeInvalidField, "The url of the webhook names an address that is not public, and such are called only if the operator allows it: --webhook-allow %s.",
+		netip.PrefixFrom(a.Unmap().WithZone(""), a.Unmap().BitLen()))
 }
 
 // called is what came of a call.

@@ -333,6 +333,25 @@ func TestWebhookRefuses(t *testing.T) {
 	}
 }
 
+// TestCheckAddress: what is written as an address that may not be called is refused at once; what a name stands for is not asked.
+func TestCheckAddress(t *testing.T) {
+	t.Parallel()
+	allow := prefixes("127.0.0.0/8", "fd00::/8")
+	for url, ok := range map[string]bool{
+		"http://127.0.0.1/": true, "http://127.9.9.9:8080/x": true, "http://[fd00::1]/": true, "http://[::ffff:127.0.0.1]/": true, "https://1.1.1.1/": true,
+		"https://[2606:4700::1111]:8443/": true, "https://localhost/": true, "https://shop.example/": true,
+		"http://10.0.0.1/": false, "http://169.254.169.254/latest": false, "http://[::1]/": false, "http://[::ffff:10.0.0.1]:80/": false, "http://0.0.0.0/": false,
+		"http://[fe80::1%25eth0]/": false, "http://[64:ff9b::7f00:1]/": false,
+	} {
+		if err := CheckAddress(allow, url); (err == nil) != ok || !ok && petrel.CodeOf(err) != petrel.CodeInvalidField {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	if err := CheckAddress(nil, "http://[::ffff:127.0.0.1]/"); err == nil || !strings.Contains(err.Error(), "--webhook-allow 127.0.0.1/32.") {
+		t.Errorf("what would allow it is not said: %v", err)
+	}
+}
+
 // TestWebhookRebinding: a name that resolves to an allowed address the first time and to a private one the second is checked both times.
 func TestWebhookRebinding(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@ package job
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -80,6 +81,9 @@ func (c SetSchedule) Decide(r *projection.Reader, s event.Stamp) (event.Decision
 	count, last, err := countSchedules(r, want.App)
 	if err != nil {
 		return event.Decision{}, err
+	}
+	if now.version == 0 && strings.HasPrefix(string(want.Name), "-") { // there may be some of before
+		return event.Decision{}, petrel.Errorf(petrel.CodeInvalidID, "The name of a schedule does not begin with -: on a command line that is a flag.")
 	}
 	if now.version == 0 && count >= c.Max {
 		return event.Decision{}, petrel.Errorf(petrel.CodeLimitReached, "The app has %d schedules, and may have %d (its setting max_schedules). Remove one first.", count, c.Max)

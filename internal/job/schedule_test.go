@@ -261,6 +261,7 @@ func TestScheduleRefusals(t *testing.T) {
 		{operator, fire("s"), petrel.CodeForbidden},
 		{backend, set("", "@daily"), petrel.CodeInvalidID},
 		{backend, set("a b", "@daily"), petrel.CodeInvalidID},
+		{backend, set("-x", "@daily"), petrel.CodeInvalidID},
 		{backend, set(petrel.ScheduleName(strings.Repeat("s", 65)), "@daily"), petrel.CodeInvalidID},
 		{backend, set("s", "now and then"), petrel.CodeInvalidField},
 		{backend, with(func(s *Schedule) { s.Zone = "Moon/Tycho" }), petrel.CodeInvalidField},

@@ -139,11 +139,15 @@ func operatorRoutes(op Operator) http.Handler {
 		return op.Resume(ctx, app)
 	}))
 	mux.HandleFunc("PATCH /admin/apps/{app}/settings", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
-		in, err := readBody[map[string]string](r)
+		in, err := readBody[map[string]settingText](r)
 		if err != nil {
 			return nil, err
 		}
-		return op.Configure(ctx, app, in)
+		changes := make(map[string]string, len(in))
+		for name, v := range in {
+			changes[name] = string(v)
+		}
+		return op.Configure(ctx, app, changes)
 	}))
 	mux.HandleFunc("POST /admin/apps/{app}/tokens", withApp(func(ctx context.Context, r *http.Request, app petrel.AppID) (any, error) {
 		in, err := readBody[tokenRequest](r)
@@ -190,6 +194,26 @@ func (a *adminServer) start(l net.Listener, failed func(error)) {
 			failed(fmt.Errorf("the admin listener failed: %w", err))
 		}
 	}()
+}
+
+// settingText is the value of a setting as `petrel app set` takes it. In JSON it may also be the number or the switch that it stands for.
+type settingText string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *settingText) UnmarshalJSON(b []byte) error {
+	switch {
+	case b[0] == '"':
+		return json.Unmarshal(b, (*string)(t))
+	case string(b) == "true":
+		*t = "on"
+	case string(b) == "false":
+		*t = "off"
+	case b[0] == '-' || b[0] >= '0' && b[0] <= '9':
+		*t = settingText(b)
+	default:
+		return errors.New("a setting is a text, a number or a switch")
+	}
+	return nil
 }
 
 func readBody[T any](r *http.Request) (v T, err error) {

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +19,7 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -316,6 +319,10 @@ func (c *Config) problems(origin map[string]string) []error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("tls-cert", "tls-cert and tls-key belong together; one of them is missing")
+	} else if c.TLSCert != "" {
+		if _, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey); err != nil {
+			bad("tls-cert", "the certificate of the public listener (tls-cert %s, tls-key %s) cannot be used: %s", c.TLSCert, c.TLSKey, err)
+		}
 	}
 	if c.TLSListen != "" && c.TLSCert == "" {
 		bad("tls-listen", "tls-listen needs tls-cert and tls-key")
@@ -329,7 +336,8 @@ func (c *Config) problems(origin map[string]string) []error {
 	if _, err := parseNetworks(c.TrustedProxies); err != nil {
 		bad("trusted-proxies", "trusted-proxies has %s, which is no network; write networks like 10.0.0.0/8,::1/128", err)
 	}
-	if _, err := parseNetworks(c.WebhookAllow); err != nil {
+	allow, err := parseNetworks(c.WebhookAllow)
+	if err != nil {
 		bad("webhook-allow", "webhook-allow has %s, which is no network; write networks like 10.1.0.0/16,fd00::/8", err)
 	}
 	if _, err := identity.ParseSettings(c.AppSettings); err != nil {
@@ -338,7 +346,7 @@ func (c *Config) problems(origin map[string]string) []error {
 		bad("app-settings", "%s", refusal.Detail)
 	}
 	if c.AppWebhook != "" {
-		if err := identity.CheckHookURL(c.AppWebhook); err != nil {
+		if err := cmp.Or(identity.CheckHookURL(c.AppWebhook), effect.CheckAddress(allow, c.AppWebhook)); err != nil {
 			var refusal *petrel.Error
 			errors.As(err, &refusal)
 			bad("app-webhook", "%s", refusal.Detail)

@@ -22,6 +22,9 @@ func (c *Config) cellProblems(origin map[string]string) (out []error) {
 			bad("public-url", "public-url is %q; write the beginning of an address, like https://n1.chat.example", c.PublicURL)
 		}
 	}
+	if c.Voters != 3 && c.Voters != 5 {
+		bad("voters", "voters is %d; it must be 3 or 5", c.Voters)
+	}
 	if c.Peer == "" {
 		for _, s := range []struct{ name, value string }{
 			{"join", c.Join},
@@ -71,9 +74,6 @@ func (c *Config) cellProblems(origin map[string]string) (out []error) {
 				break
 			}
 		}
-	}
-	if c.Voters != 3 && c.Voters != 5 {
-		bad("voters", "voters is %d; it must be 3 or 5", c.Voters)
 	}
 	return out
 }

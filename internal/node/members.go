@@ -113,6 +113,9 @@ func (n *Node) Cell(ctx context.Context) (CellInfo, error) {
 		a := p.Info.Addresses
 		if i.Self {
 			a, i.Feature = n.addresses(), FeatureLevel
+			if n.opt.Offline {
+				i.Health = "stopped" // a command line tool has opened its data folder
+			}
 		}
 		i.Bus, i.Public, i.Admin = a.Bus, a.Public, a.Admin
 		head = max(head, i.Applied)

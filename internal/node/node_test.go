@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -228,6 +229,49 @@ func TestAppRate(t *testing.T) {
 	}
 	if r := appRate(7); r.PerSecond != 7 || r.Burst != 7 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestWebhookThatIsNeverCalled: an address that may not be called is refused when it is set, whichever way.
+func TestWebhookThatIsNeverCalled(t *testing.T) {
+	t.Parallel()
+	h := Hook{URL: "http://10.1.2.3/in", Events: []string{"*"}}
+	for allow, want := range map[string]petrel.Code{"": petrel.CodeInvalidField, "10.1.0.0/16": ""} {
+		n, _ := openNode(t, func(c *Config) { c.WebhookAllow = allow })
+		a, err := n.CreateApp(t.Context(), NewApp{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.SetHook(t.Context(), a.ID, h); codeOf(err) != want {
+			t.Errorf("allowed %q: SetHook: %v", allow, err)
+		}
+		if _, err := n.CreateApp(t.Context(), NewApp{Hook: &h}); codeOf(err) != want {
+			t.Errorf("allowed %q: CreateApp: %v", allow, err)
+		}
+	}
+}
+
+// codeOf is the code of a refusal; "" of none.
+func codeOf(err error) petrel.Code {
+	if err == nil {
+		return ""
+	}
+	return petrel.CodeOf(err)
+}
+
+// TestSettingText: in JSON a setting may be the number or the switch that it stands for.
+func TestSettingText(t *testing.T) {
+	t.Parallel()
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPatch, "/", strings.NewReader(`{"a":5,"b":"6","c":true,"d":false,"e":"","f":-1.5}`))
+	got, err := readBody[map[string]settingText](r)
+	if d := cmp.Diff(map[string]settingText{"a": "5", "b": "6", "c": "on", "d": "off", "e": "", "f": "-1.5"}, got); err != nil || d != "" {
+		t.Error(err, d)
+	}
+	for _, body := range []string{`{"a":[5]}`, `{"a":{}}`, `["a"]`, `5`} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPatch, "/", strings.NewReader(body))
+		if got, err := readBody[map[string]settingText](r); petrel.CodeOf(err) != petrel.CodeInvalidJSON {
+			t.Errorf("%s: %v, %v", body, got, err)
+		}
 	}
 }
 

@@ -1,8 +1,8 @@
 package node
 
 import (
+	"cmp"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -58,7 +58,7 @@ func (k *keyPair) read() error {
 func (k *keyPair) modified() (time.Time, error) {
 	a, aerr := os.Stat(k.cert)
 	b, berr := os.Stat(k.key)
-	if err := errors.Join(aerr, berr); err != nil {
+	if err := cmp.Or(aerr, berr); err != nil {
 		return time.Time{}, err
 	}
 	if b.ModTime().After(a.ModTime()) {

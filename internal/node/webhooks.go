@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/chat"
@@ -18,6 +19,7 @@ import (
 // webhooks are the parts that tell webhooks what happens: on whatever node the owner of a channel and the teller of what leaves no state,
 // on the leader the handler that calls.
 type webhooks struct {
+	allow   []netip.Prefix
 	handler *effect.Webhooks
 	owner   *effect.Owner
 	teller  *effect.Teller
@@ -29,6 +31,7 @@ func (n *Node) openWebhooks() error {
 	if err != nil {
 		return err
 	}
+	n.webhooks.allow = allow
 	n.webhooks.handler = effect.NewWebhooks(effect.WebhookOptions{
 		Hook: n.directory.Hook, Sign: n.directory.SigningPair, Remove: n.removeGoneHook, Event: n.eventOfRoom,
 		Allow: allow, Version: n.opt.Build.Version, Logger: n.logger, Registerer: n.reg,
@@ -79,8 +82,18 @@ func (n *Node) webhookJobs(kinds map[string]effect.Handler, policies map[string]
 	kinds[effect.KindWebhook], policies[effect.KindWebhook] = n.webhooks.handler, effect.WebhookPolicy()
 }
 
-// consequences are the jobs that tell webhooks of what was decided.
+// consequences are the jobs that tell webhooks of what was decided. A webhook that could never be told anything is refused, whoever sets it; a command
+// line tool that has opened the data folder itself does not know what the node allows.
 func (n *Node) consequences(r *projection.Reader, s event.Stamp, d event.Decision) ([]event.Event, []event.Guard, error) {
+	if !n.opt.Offline {
+		for _, ev := range d.Events {
+			if h, ok := ev.(event.AppHookSet); ok {
+				if err := effect.CheckAddress(n.webhooks.allow, h.URL); err != nil {
+					return nil, nil, err
+				}
+			}
+		}
+	}
 	return effect.Causes{Hooks: n.directory.Hooks, Limits: n.jobLimits, Chat: chat.Told}.Consequences(r, s, d)
 }
 
