@@ -92,6 +92,16 @@ func TestFindsWhatGrows(t *testing.T) {
 	if v := run(func(i int, s *sample) { s.rss += float64(i * 3 << 20) }); v.found != 1 {
 		t.Error("growing memory is not found")
 	}
+	for since, found := range map[time.Duration]bool{20 * time.Millisecond: false, 24 * time.Millisecond: false, 40 * time.Millisecond: true} {
+		v := newVerdict()
+		for range 1000 {
+			v.latency[0].add(10 * time.Millisecond)
+			v.latency[1].add(since)
+		}
+		if v.judgeCost(); (v.count() == 1) != found {
+			t.Errorf("10 ms before the slow ones came, and %s since: %v", since, v.findings)
+		}
+	}
 }
 
 func TestHistogram(t *testing.T) {

@@ -29,6 +29,7 @@ import (
 	"github.com/petrel-chat/petrel/internal/conn"
 	"github.com/petrel-chat/petrel/internal/gateway"
 	"github.com/petrel-chat/petrel/internal/hub"
+	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/job"
 	"github.com/petrel-chat/petrel/internal/limit"
 	"github.com/petrel-chat/petrel/internal/petrel"
@@ -111,7 +112,7 @@ func (o *Options) defaults() {
 		o.JobLimits = func(petrel.AppID) job.Limits { return job.Limits{} }
 	}
 	if o.MaxSchedules == nil {
-		o.MaxSchedules = func(petrel.AppID) int { return job.DefaultSchedules }
+		o.MaxSchedules = func(petrel.AppID) int { return identity.DefaultSettings().MaxSchedules }
 	}
 	if o.Successors == nil {
 		o.Successors = func() []string { return nil }

@@ -17,11 +17,6 @@ type scheduleBody struct {
 	Schedule job.ShownSchedule `json:"schedule"`
 }
 
-type scheduleList struct {
-	Schedules []job.ShownSchedule `json:"schedules" nullable:"false" doc:"In the order of their names."`
-	More      bool                `json:"more"`
-}
-
 // OfSchedule is the part of an address that names a schedule.
 type OfSchedule struct {
 	Schedule petrel.ScheduleName `path:"schedule" doc:"The schedule's name, chosen by the app."`
@@ -60,18 +55,13 @@ func (s *server) registerSchedules(api huma.API) {
 		Limited
 		After string `query:"after" doc:"The last schedule of the page before."`
 	},
-	) (*reading[scheduleList], error) {
-		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (scheduleList, error) {
-			list := scheduleList{Schedules: []job.ShownSchedule{}}
+	) (*reading[job.ShownSchedules], error) {
+		return read(ctx, s, in.Position, func(r *projection.Reader, a petrel.Actor) (job.ShownSchedules, error) {
 			if err := backend(a); err != nil {
-				return list, err
+				return job.ShownSchedules{}, err
 			}
 			page, err := job.Schedules(r, a.App, petrel.ScheduleName(in.After), in.Limit)
-			for _, v := range page.Schedules {
-				list.Schedules = append(list.Schedules, v.Show())
-			}
-			list.More = page.More
-			return list, err
+			return page.Show(), err
 		})
 	})
 	register(s, api, route{

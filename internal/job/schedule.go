@@ -9,8 +9,6 @@ import (
 // Sizes of schedules.
 const (
 	MaxScheduleData = 8 << 10 // bytes of a schedule's data, without spaces between its parts
-	// DefaultSchedules is how many an app may have, unless its settings say otherwise.
-	DefaultSchedules = 100
 	// MaxMissed is up to where times are counted that were missed.
 	MaxMissed = 1_000
 )
@@ -61,6 +59,21 @@ func (s Schedule) Show() ShownSchedule {
 	}
 	if s.Due > 0 {
 		out.LastAt = moment(s.Due)
+	}
+	return out
+}
+
+// ShownSchedules is a page of schedules as callers and operators see it.
+type ShownSchedules struct {
+	Schedules []ShownSchedule `json:"schedules" nullable:"false" doc:"In the order of their names."`
+	More      bool            `json:"more"`
+}
+
+// Show makes the form that people and callers see.
+func (p SchedulePage) Show() ShownSchedules {
+	out := ShownSchedules{Schedules: make([]ShownSchedule, len(p.Schedules)), More: p.More}
+	for i, s := range p.Schedules {
+		out.Schedules[i] = s.Show()
 	}
 	return out
 }

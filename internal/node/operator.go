@@ -90,7 +90,7 @@ type Operator interface {
 
 	// Schedules is a page of an app's schedules behind a name; SetSchedule makes one or replaces its settings; PauseSchedule changes that
 	// it is paused, and nothing else; RemoveSchedule returns it as it was.
-	Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (SchedulePage, error)
+	Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (job.ShownSchedules, error)
 	SetSchedule(ctx context.Context, app petrel.AppID, s Schedule) (job.ShownSchedule, error)
 	PauseSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName, paused bool) (job.ShownSchedule, error)
 	RemoveSchedule(ctx context.Context, app petrel.AppID, name petrel.ScheduleName) (job.ShownSchedule, error)

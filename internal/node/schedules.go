@@ -45,24 +45,14 @@ type Schedule struct {
 	Paused bool                `json:"paused,omitempty"`
 }
 
-// SchedulePage is a page of an app's schedules, in the order of their names.
-type SchedulePage struct {
-	Schedules []job.ShownSchedule `json:"schedules"`
-	More      bool                `json:"more"`
-}
-
 // Schedules implements Operator.
-func (n *Node) Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (SchedulePage, error) {
-	shown := SchedulePage{Schedules: []job.ShownSchedule{}}
-	err := n.shard.store.View(ctx, func(r *projection.Reader) error {
+func (n *Node) Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (shown job.ShownSchedules, err error) {
+	err = n.shard.store.View(ctx, func(r *projection.Reader) error {
 		if _, err := identity.AppByID(r, app); err != nil {
 			return err
 		}
 		page, err := job.Schedules(r, app, after, 0)
-		for _, s := range page.Schedules {
-			shown.Schedules = append(shown.Schedules, s.Show())
-		}
-		shown.More = page.More
+		shown = page.Show()
 		return err
 	})
 	return shown, err
@@ -99,8 +89,8 @@ func (n *Node) operateSchedule(ctx context.Context, app petrel.AppID, c command.
 }
 
 // Schedules implements Operator.
-func (r *Remote) Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (SchedulePage, error) {
-	return ask[SchedulePage](ctx, r, http.MethodGet, appPath(app)+"/schedules?"+url.Values{"after": {string(after)}}.Encode(), nil)
+func (r *Remote) Schedules(ctx context.Context, app petrel.AppID, after petrel.ScheduleName) (job.ShownSchedules, error) {
+	return ask[job.ShownSchedules](ctx, r, http.MethodGet, appPath(app)+"/schedules?"+url.Values{"after": {string(after)}}.Encode(), nil)
 }
 
 // SetSchedule implements Operator.

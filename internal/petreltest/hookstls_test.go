@@ -1,13 +1,11 @@
 package petreltest
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -70,10 +68,16 @@ func TestWebhooksOverTLS(t *testing.T) {
 	}
 	s := Start(t, Options{Dir: t.TempDir(), Env: []string{"SSL_CERT_FILE=" + file, "PETREL_WEBHOOK_ALLOW=127.0.0.0/8"}})
 	hooks := map[string]string{"old": serve("old", old), "stranger": serve("stranger", stranger), "elsewhere": strings.Replace(serve("elsewhere", good), "127.0.0.1", "localhost", 1), "good": serve("good", good)}
-	for id, url := range hooks {
-		backendCall(t, s, http.MethodPut, "/v1/hooks/"+id, `{"url":"`+url+`/h","events":["room.created"]}`, nil)
+	call := func(user, method, path string, in, out any) {
+		t.Helper()
+		if _, err := Call(t.Context(), s.HTTP, s.URL, user, method, path, in, out); err != nil {
+			t.Fatal(err)
+		}
 	}
-	backendCall(t, s, http.MethodPost, "/v1/rooms", `{"id":"lobby","kind":"open"}`, nil)
+	for id, url := range hooks {
+		call("", http.MethodPut, "/v1/hooks/"+id, map[string]any{"url": url + "/h", "events": []string{"room.created"}}, nil)
+	}
+	call("ada", http.MethodPost, "/v1/rooms", map[string]string{"id": "lobby", "kind": "open"}, nil)
 	select {
 	case name := <-got:
 		if name != "good" {
@@ -91,7 +95,7 @@ func TestWebhooksOverTLS(t *testing.T) {
 				Error  string `json:"error"`
 			} `json:"jobs"`
 		}
-		backendCall(t, s, http.MethodGet, "/v1/jobs?state=waiting", "", &list)
+		call("", http.MethodGet, "/v1/jobs?state=waiting", nil, &list)
 		for _, j := range list.Jobs {
 			if id, _, _ := strings.Cut(j.Target, "/"); j.Error != "" {
 				why[id] = j.Error
@@ -106,36 +110,5 @@ func TestWebhooksOverTLS(t *testing.T) {
 	}
 	if len(got) > 0 {
 		t.Errorf("told is %s too", <-got)
-	}
-}
-
-// backendCall asks a server's API as the app's backend, and must succeed.
-func backendCall(t *testing.T, s *Server, method, path, body string, out any) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, s.URL+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.SetBasicAuth(AppKey, AppSecret)
-	req.Header.Set("Content-Type", "application/json")
-	if strings.HasPrefix(path, "/v1/rooms") {
-		req.Header.Set("Petrel-User", "ada")
-	}
-	resp, err := s.HTTP.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode > 299 {
-		t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, b)
-	}
-	if err == nil && out != nil {
-		err = json.Unmarshal(b, out)
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 }

@@ -130,6 +130,9 @@ type attendance struct {
 	channel, user string
 }
 
+// modelChannels are those that the model knows.
+var modelChannels = []string{"presence-a", "presence-b", "c", "private-d"}
+
 // pusherModel is who is where in truth.
 type pusherModel struct {
 	t        *testing.T
@@ -266,7 +269,7 @@ func (m *pusherModel) differsAt(i int, channels map[string]counted, users map[st
 			wrong = append(wrong, fmt.Errorf("node %d lists %s with %d users, there are %d", i, name, all.Channels[name].Users, x.Users))
 		}
 	}
-	for _, name := range []string{"presence-a", "presence-b", "c", "private-d"} {
+	for _, name := range modelChannels {
 		var one counted
 		var list struct {
 			Users []struct {
@@ -357,12 +360,11 @@ func TestPusherAgainstModel(t *testing.T) {
 	c.mustAsk(0, "PUT", "/v1/hooks/h", `{"url":"`+m.b.URL+`/h","events":["channel_occupied","channel_vacated","member_added","member_removed"]}`)
 	m.watch()
 	rng := rand.New(rand.NewPCG(4, 3)) //nolint:gosec // not a secret
-	channels := []string{"presence-a", "presence-b", "c", "private-d"}
 	for round := range 3 {
 		for range 25 {
 			switch at := rng.IntN(max(1, len(m.sessions))); {
 			case len(m.sessions) == 0 || rng.IntN(2) == 0:
-				channel, user := channels[rng.IntN(len(channels))], ""
+				channel, user := modelChannels[rng.IntN(len(modelChannels))], ""
 				if strings.HasPrefix(channel, "presence-") {
 					user = m.people[rng.IntN(len(m.people))]
 				}
