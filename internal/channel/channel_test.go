@@ -227,7 +227,7 @@ func TestReadObject(t *testing.T) {
 	for body, want := range map[string]string{
 		``: "The body is not JSON, or ends too early.", `{"a":"x"`: "The body is not JSON, or ends too early.", `{"a":}`: "The body is not JSON, or ends too early.",
 		`[]`: "The body is a list: it must be a JSON object.", `null`: "The body is null: it must be a JSON object.", ` 7`: "The body is a number: it must be a JSON object.",
-		`{} x`: "The body is a JSON object with something behind it.", `{}{}`: "The body is a JSON object with something behind it.",
+		`{} x`: "The body is not JSON, or ends too early.", `{}{}`: "The body is not JSON, or ends too early.",
 		`{"a":"x","b":1,"a":"x"}`: "The body has the key a twice.", `{"a":"x","\u0061":"y"}`: "The body has the key a twice.",
 		`{"a":7}`: "The a of the body is a number: it must be a string.", `{"all":"x"}`: "The all of the body is a string: it must be a list of strings.",
 		`{"a":"\ud800"}`:                                  "The a of the body has an escape that is half of a character (a lone surrogate).",
@@ -249,4 +249,30 @@ func TestReadObject(t *testing.T) {
 			t.Errorf("%s: another key was read", body)
 		}
 	}
+}
+
+// FuzzReadObject: what is read is what a decoder reads that knows the same rules; nothing panics.
+func FuzzReadObject(f *testing.F) {
+	for _, s := range []string{`{"a":"x","b":[1,{"a":"]"}],"all":["\\",""]}`, ` { } `, `{"\u0061":"\"","x":-1e5}`, `{"a":null,"x":"a"}`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		var a string
+		var x json.RawMessage
+		err := ReadObject("The body", []byte(body), Field{"a", &a}, Field{"x", &x})
+		if err != nil {
+			return
+		}
+		var m map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(body), &m); err != nil {
+			t.Fatalf("%q: %v", body, err)
+		}
+		var want string
+		if json.Unmarshal(m["a"], &want) == nil && want != a {
+			t.Fatalf("%q: %q; want %q", body, a, want)
+		}
+		if string(m["x"]) != string(x) && string(m["x"]) != "null" {
+			t.Fatalf("%q: %q; want %q", body, x, m["x"])
+		}
+	})
 }

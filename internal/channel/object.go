@@ -3,8 +3,7 @@ package channel
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
+	"unicode/utf8"
 
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -19,59 +18,99 @@ type Field struct {
 // ReadObject reads one JSON object as everybody reads it: a wanted key counts in its own spelling alone and comes once, and no text is changed on the
 // way. Other keys are left alone, as Pusher's servers do. what begins the sentence of a refusal, which is CodeInvalidJSON or CodeInvalidUTF8: "The body".
 func ReadObject(what string, b []byte, fields ...Field) error {
-	notJSON := func(err error) error {
-		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is not JSON, or ends too early.", what).Because(err)
+	if !json.Valid(b) {
+		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is not JSON, or ends too early.", what)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	switch first, err := d.Token(); {
-	case err != nil:
-		return notJSON(err)
-	case first != json.Delim('{'):
-		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is %s: it must be a JSON object.", what, kindOf(bytes.TrimSpace(b)))
+	if b = skipSpace(b); b[0] != '{' {
+		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is %s: it must be a JSON object.", what, kindOf(b))
 	}
-	seen := make([]bool, len(fields))
-	for d.More() {
-		key, err := d.Token()
-		if err != nil {
-			return notJSON(err)
+	var seen uint64 // fields, a bit each
+	for b = skipSpace(b[1:]); b[0] != '}'; {
+		if b[0] == ',' {
+			b = skipSpace(b[1:])
 		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return notJSON(err)
-		}
+		var key, value []byte
+		key, b = cutValue(b)
+		value, b = cutValue(skipSpace(b[1:])) // behind the colon
 		for i, f := range fields {
-			if f.Key != key {
+			if !isKey(key, f.Key) {
 				continue
 			}
-			if seen[i] {
+			if seen&(1<<i) != 0 {
 				return petrel.Errorf(petrel.CodeInvalidJSON, "%s has the key %s twice.", what, f.Key)
 			}
-			seen[i] = true
+			seen |= 1 << i
 			if err := f.read(what, value); err != nil {
 				return err
 			}
 		}
 	}
-	if _, err := d.Token(); err != nil {
-		return notJSON(err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is a JSON object with something behind it.", what)
-	}
 	return nil
 }
 
+func skipSpace(b []byte) []byte { return bytes.TrimLeft(b, " \t\r\n") }
+
+// cutValue cuts the value, or the key, with which valid JSON begins off what is behind it.
+func cutValue(b []byte) (value, rest []byte) {
+	n := valueLen(b)
+	return b[:n], skipSpace(b[n:])
+}
+
+func valueLen(b []byte) int {
+	switch b[0] {
+	case '"':
+		for i := 1; ; i++ {
+			switch b[i] {
+			case '\\':
+				i++
+			case '"':
+				return i + 1
+			}
+		}
+	case '{', '[':
+		for i, depth := 0, 0; ; i++ {
+			switch b[i] {
+			case '"':
+				i += valueLen(b[i:]) - 1
+			case '{', '[':
+				depth++
+			case '}', ']':
+				if depth--; depth == 0 {
+					return i + 1
+				}
+			}
+		}
+	}
+	if n := bytes.IndexAny(b, ",]} \t\r\n"); n >= 0 {
+		return n
+	}
+	return len(b)
+}
+
+// isKey says whether a key, as it is written, is want.
+func isKey(key []byte, want string) bool {
+	if bytes.IndexByte(key, '\\') < 0 {
+		return string(key[1:len(key)-1]) == want
+	}
+	var text string
+	return json.Unmarshal(key, &text) == nil && text == want
+}
+
 // read puts a value, which is valid JSON, where it goes.
-func (f Field) read(what string, value json.RawMessage) error {
+func (f Field) read(what string, value []byte) error {
 	if string(value) == "null" {
 		return nil
 	}
 	var kind string
 	switch into := f.Into.(type) {
 	case *json.RawMessage:
-		*into = value
+		*into = bytes.Clone(value)
 		return nil
 	case *string:
+		if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
+			*into = string(value[1 : len(value)-1])
+			return nil
+		}
 		kind = "a string"
 	case *[]string:
 		kind = "a list of strings"
