@@ -1,7 +1,7 @@
 // Package conn is one connection as everything above sees it: an id, a non-blocking
 // Send and Close, counters and close codes. What moves the bytes lies below a seam
 // (stream, in engine.go). There are two engines: loops on epoll that accept, read and write for thousands of connections
-// (Server; Linux), and a reading goroutine per connection with a writing one while there is something to write, over
+// (Server; Linux; WebSockets over TLS join them after their handshakes), and a reading goroutine per connection with a writing one while there is something to write, over
 // WebSocket framing, an SSE answer or the answers of an XHR session. So nothing here hands out a goroutine or a
 // channel per connection: what happens is told through the callbacks of a Handler.
 //

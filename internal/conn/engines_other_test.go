@@ -2,5 +2,5 @@
 
 package conn
 
-// withLoops and withRing are nil: connections have goroutines here.
-var withLoops, withRing engine
+// These are nil: connections have goroutines here.
+var withLoops, withRing, withTLS engine

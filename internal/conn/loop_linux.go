@@ -59,6 +59,7 @@ type loop struct {
 
 	mu    sync.Mutex // guards the inbox
 	inbox inbox
+	over  bool // nobody looks into the inbox any more
 	phase atomic.Int32
 
 	// own is the right to be the loop. Its goroutine has it whenever it does not wait; meanwhile another loop may take it, if it is free, to write
@@ -76,6 +77,8 @@ type loop struct {
 	socks      []*sock // by slot
 	free       []int32 // slots
 	in, out    []byte
+	plain      []byte  // of a record; nil before the first one over TLS
+	sealed     []byte  // records to be sent
 	parse      hearing // for sockets between two frames
 	request    requests
 	now        int64 // of the wave, Unix nanoseconds
@@ -184,12 +187,18 @@ func (l *loop) accept(on bool) error {
 	return l.add(l.s.fd, slotListener, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
 }
 
-// post has fn run on the loop.
-func (l *loop) post(fn func()) {
+// post has fn run on the loop. It says whether it will be: not when the loop has ended.
+func (l *loop) post(fn func()) bool {
 	l.mu.Lock()
-	l.inbox.tasks = append(l.inbox.tasks, fn)
+	over := l.over
+	if !over {
+		l.inbox.tasks = append(l.inbox.tasks, fn)
+	}
 	l.mu.Unlock()
-	l.rouse()
+	if !over {
+		l.rouse()
+	}
+	return !over
 }
 
 // rouse wakes the loop if it sleeps, after something was put into its inbox.
@@ -233,6 +242,10 @@ func (l *loop) run() {
 		}
 		l.count()
 	}
+	l.mu.Lock()
+	l.over = true
+	l.mu.Unlock()
+	l.empty()
 	for _, s := range l.socks {
 		if s != nil {
 			l.end(s)
@@ -446,6 +459,13 @@ func (l *loop) welcome(fd int) {
 		return
 	}
 	s := &sock{l: l, fd: fd, since: l.now}
+	if l.place(s) {
+		l.read(s) // the request is there already more often than not
+	}
+}
+
+// place takes a socket into the table. It says whether it could, or else ended it.
+func (l *loop) place(s *sock) bool {
 	if n := len(l.free); n > 0 {
 		s.slot = l.free[n-1]
 		l.free = l.free[:n-1]
@@ -456,12 +476,12 @@ func (l *loop) welcome(fd int) {
 	}
 	l.generation++
 	s.generation = l.generation
-	if err := l.add(fd, int(s.slot), unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
+	if err := l.add(s.fd, int(s.slot), unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
 		l.s.opt.Failed(err)
 		l.end(s)
-		return
+		return false
 	}
-	l.read(s) // the request is there already more often than not
+	return true
 }
 
 // end closes a socket and forgets it. For a connection it is the end.
@@ -471,6 +491,8 @@ func (l *loop) end(s *sock) {
 	}
 	if s.stuck != nil || (s.conn != nil && s.conn.unheard()) { // who did not take it in all this time will not: the kernel kept megabytes for minutes
 		_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	} else {
+		l.bye(s)
 	}
 	_ = unix.Close(s.fd)
 	l.forget(s)

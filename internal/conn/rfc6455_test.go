@@ -36,7 +36,7 @@ func engines() map[string]engine {
 		return srv.Listener.Addr().String()
 	}}
 	if withLoops != nil {
-		all["loops"], all["loops with io_uring"] = withLoops, withRing
+		all["loops"], all["loops with io_uring"], all["loops over TLS"] = withLoops, withRing, withTLS
 	}
 	return all
 }

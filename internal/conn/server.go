@@ -125,6 +125,9 @@ func (t *Table) Open(w http.ResponseWriter, r *http.Request, cfg Config, h Handl
 	if err != nil {
 		return err
 	}
+	if t.adopt(nc, early, cfg, h) {
+		return nil
+	}
 	t.OpenWebSocket(nc, early, cfg, h)
 	return nil
 }

@@ -175,7 +175,7 @@ func (s *Server) handOver(fd int, early []byte) {
 		s.opt.Release()
 		return
 	}
-	c := &replayed{Conn: nc, early: append([]byte(nil), early...), release: s.opt.Release}
+	c := &replayed{Conn: nc, early: append([]byte(nil), early...), s: s, release: s.opt.Release}
 	s.running.Go(func() {
 		select {
 		case s.rest <- c:
@@ -189,6 +189,7 @@ func (s *Server) handOver(fd int, early []byte) {
 type replayed struct {
 	net.Conn
 	early   []byte
+	s       *Server
 	release func()
 	once    sync.Once
 }

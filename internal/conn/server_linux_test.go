@@ -31,7 +31,7 @@ type looping struct {
 }
 
 // serveLoops serves h for what begins with /hot, and a WebSocket per handler at /ws. Everything else goes to net/http and is answered "rest".
-func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, hot http.HandlerFunc, with func(*ServerOptions)) *looping {
+func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, hot http.HandlerFunc, with func(*ServerOptions), over ...func(net.Listener) net.Listener) *looping {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -62,20 +62,27 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 	}
 	s.addr = ln.Addr().String()
 	rest := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/ws" {
+		if r.URL.Path == "/ws" || r.URL.Path == "/events" {
 			accept(t, tab, cfg, handler)(w, r)
 			return
 		}
 		b, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "rest %s %s %s", r.Method, r.URL, b)
 	})}
+	ln = s.Rest()
+	for _, o := range over {
+		ln = o(ln)
+	}
 	served := make(chan struct{})
-	go func() { defer close(served); _ = rest.Serve(s.Rest()) }()
+	go func() { defer close(served); _ = rest.Serve(ln) }()
 	t.Cleanup(func() {
 		tab.Stop()
 		s.Stop()
 		_ = rest.Close()
 		<-served
+		for end := time.Now().Add(time.Minute); s.open.Load() != 0 && time.Now().Before(end); { // net/http does not tell when its last handler has returned
+			<-time.After(time.Millisecond)
+		}
 		if n := s.open.Load(); n != 0 {
 			t.Errorf("%d places were not given back", n)
 		}

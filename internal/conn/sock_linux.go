@@ -14,6 +14,7 @@ type sock struct {
 	peer       string  // its address, while it speaks HTTP
 	parser     *parser // of a frame that has begun
 	stuck      *stuck  // what the kernel has not taken yet
+	veil       *veil   // TLS, which lies between it and the connection
 	supply     *supply // the response that it waits for takes frames of a connection over HTTP
 	since      int64   // since when it is waited for: a request, or the next one
 	fd         int     // < 0: ended
@@ -94,17 +95,18 @@ func (l *loop) read(s *sock) {
 		case errno == unix.EINTR:
 			continue
 		default: // the peer is gone, politely or not
-			if s.deaf && errno == 0 {
-				l.flush(s) // whoever said goodbye and has ended its side is still answered
-			}
-			l.end(s)
+			l.gone(s, errno == 0)
 			return
 		}
-		if s.conn != nil {
+		switch {
+		case s.conn == nil:
+			l.request.take(s, l.in[:n])
+		case s.veil != nil:
+			s.conn.heard.Store(l.now)
+			l.unveil(s, l.in[:n])
+		default:
 			s.conn.heard.Store(l.now)
 			l.feed(s, l.in[:n])
-		} else {
-			l.request.take(s, l.in[:n])
 		}
 		switch {
 		case s.fd < 0:
@@ -117,6 +119,14 @@ func (l *loop) read(s *sock) {
 		}
 	}
 	l.again = append(l.again, s)
+}
+
+// gone ends a socket of which nothing more can be read.
+func (l *loop) gone(s *sock, politely bool) {
+	if s.deaf && politely {
+		l.flush(s) // whoever said goodbye and has ended its side is still answered
+	}
+	l.end(s)
 }
 
 // waits says that nothing is to be read now: a paused connection, a request that is worked on, an answer that is not out.
@@ -247,13 +257,20 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 			}
 			piece = buf
 		}
+		lent := next > 1 && &piece[0] == &l.out[:1][0]
+		if s.veil != nil {
+			if piece, lent = l.seal(s, piece), true; piece == nil {
+				l.end(s)
+				return false
+			}
+		}
 		n, ok := l.put(s, piece)
 		if !ok {
 			return false
 		}
 		if n < len(piece) {
 			left := piece[n:]
-			if next > 1 && &piece[0] == &l.out[:1][0] {
+			if lent {
 				left = append([]byte(nil), left...)
 			}
 			s.stuck = &stuck{left, batch, next, since, committed}
@@ -275,6 +292,7 @@ func (l *loop) wrote(s *sock, batch [][]byte, since, committed int64) bool {
 		return false
 	}
 	if s.deaf && s.conn.gaveUp() {
+		l.bye(s)
 		_ = unix.Shutdown(s.fd, unix.SHUT_WR) // the sweeper ends what does not end by this
 	}
 	return true

@@ -153,7 +153,7 @@ func (l *loop) flushAll(dirty []*sock) {
 	for i, s := range dirty {
 		switch {
 		case s.fd < 0:
-		case l.ring == nil || len(dirty)-i+len(l.going) < l.s.opt.ringLeast || s.stuck != nil:
+		case l.ring == nil || len(dirty)-i+len(l.going) < l.s.opt.ringLeast || s.stuck != nil || s.veil != nil:
 			l.flush(s)
 		default:
 			batch, since, committed := s.conn.take(l.now)

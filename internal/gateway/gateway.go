@@ -144,8 +144,8 @@ type Gateway struct {
 	draining atomic.Bool // nothing that stays is let in
 	closing  atomic.Bool // nothing is
 
-	mu      sync.Mutex   // guards the two below
-	loops   *conn.Server // nil: net/http serves everything
+	mu      sync.Mutex     // guards the two below
+	loops   []*conn.Server // none: net/http serves everything
 	stopped bool
 
 	byIP   *limit.Table[netip.Prefix]
@@ -187,11 +187,16 @@ func New(o Options) *Gateway {
 }
 
 // Serve accepts on ln until Drain or Stop; then it returns nil. Where it can, loops accept and keep what is hot (conn.Server), and the
-// rest goes to net/http; else net/http serves everything. At most one listener is served so, beside any number by ServeTLS.
+// rest goes to net/http; else net/http serves everything.
 func (g *Gateway) Serve(ln net.Listener) error {
+	return g.accept(ln, g.isHot, func(ln net.Listener) net.Listener { return placed{ln} })
+}
+
+// accept serves ln; over is put over what net/http gets.
+func (g *Gateway) accept(ln net.Listener, hot func(method, path string) bool, over func(net.Listener) net.Listener) error {
 	accepting := &listener{Listener: ln, g: g}
 	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
-		Hot: g.isHot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
+		Hot: hot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
 		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
 	})
 	switch {
@@ -200,23 +205,24 @@ func (g *Gateway) Serve(ln net.Listener) error {
 			loops.Stop()
 			return nil
 		}
-		err = g.server.Serve(placed{loops.Rest()})
+		err = g.server.Serve(over(loops.Rest()))
 	case errors.Is(err, conn.ErrNoLoops):
-		err = g.server.Serve(accepting)
+		err = g.server.Serve(over(accepting))
 	}
 	return served(err)
 }
 
-// ServeTLS is Serve with TLS, which ends here; connections have a goroutine each.
+// ServeTLS is Serve with TLS, which ends here. Requests have a goroutine each, and so has a stream of events; WebSockets go on to loops where there are any.
 func (g *Gateway) ServeTLS(ln net.Listener, cfg *tls.Config) error {
-	return served(g.server.Serve(tls.NewListener(&listener{Listener: ln, g: g}, cfg)))
+	none := func(string, string) bool { return false }
+	return g.accept(ln, none, func(ln net.Listener) net.Listener { return tls.NewListener(ln, cfg) })
 }
 
 // keep notes the loops, for Stop to end them; false when it came first.
 func (g *Gateway) keep(loops *conn.Server) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.loops = loops
+	g.loops = append(g.loops, loops)
 	return !g.stopped
 }
 
@@ -249,8 +255,8 @@ func (g *Gateway) Stop() {
 	loops := g.loops
 	g.stopped = true
 	g.mu.Unlock()
-	if loops != nil {
-		loops.Stop()
+	for _, l := range loops {
+		l.Stop()
 	}
 }
 

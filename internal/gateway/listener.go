@@ -31,7 +31,7 @@ func (l *listener) take() bool {
 
 func (l *listener) release() { l.g.sockets.Release(struct{}{}) }
 
-// placed hands on sockets that have their place already.
+// placed hands on sockets that have their place already, with answers that are problems.
 type placed struct{ net.Listener }
 
 func (p placed) Accept() (net.Conn, error) {
