@@ -508,6 +508,14 @@ func (c *Conn) untake(batch [][]byte, since, committed int64) {
 	}
 }
 
+// begin queues the first frame of a connection that nobody knows yet. Whoever calls it wakes the stream, once the table has c: who drains that
+// says goodbye behind it.
+func (c *Conn) begin(first []byte) {
+	c.mu.Lock()
+	c.push(first)
+	c.mu.Unlock()
+}
+
 // sendIfIdle queues a frame that says nothing, unless something is on its way anyway.
 func (c *Conn) sendIfIdle(frame []byte) {
 	c.mu.Lock()

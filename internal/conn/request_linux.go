@@ -172,7 +172,7 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 	req.RemoteAddr = s.peer
 	w := &r.reply
 	w.reset(onLoop)
-	r.l.call(w, req)
+	r.l.call(s, w, req)
 	if w.repeat {
 		r.sendAway(s, one, rest)
 		return
@@ -198,11 +198,11 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(one))) // was read before
 		if err == nil {
 			req.RemoteAddr = addr
-			r.l.call(w, req)
+			r.l.call(s, w, req)
 		}
 		r.l.post(func() {
 			if s.fd < 0 {
-				w.abandon()
+				w.abandon(s)
 				return
 			}
 			s.away = false
@@ -227,12 +227,12 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 }
 
 // call runs the handler. A panic in it costs this one answer.
-func (l *loop) call(w *reply, req *http.Request) {
+func (l *loop) call(s *sock, w *reply, req *http.Request) {
 	defer func() {
 		if v := recover(); v != nil {
 			l.s.t.metrics.panics.Inc()
 			l.s.t.opt.Logger.Error("A request's handler panicked on a loop. This is a bug: please report it.", "panic", v, "stack", string(debug.Stack()))
-			w.abandon()
+			w.abandon(s)
 			w.reset(w.loop)
 			w.header.Set("Connection", "close")
 			w.WriteHeader(http.StatusInternalServerError)
@@ -246,11 +246,6 @@ func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 	l := r.l
 	h := w.handler
 	c := l.s.t.newConn(w.wire, s, w.cfg, h)
-	if !l.s.t.add(c) { // it has ended
-		l.end(s)
-		return
-	}
-	s.conn, s.held, s.peer = c, nil, ""
 	var first []byte
 	if w.wire == WireWebSocket {
 		first = handshake(req.Header.Get("Sec-WebSocket-Key"), c.deflate)
@@ -258,7 +253,13 @@ func (r *requests) upgrade(s *sock, w *reply, req *http.Request, rest []byte) {
 		s.deaf = true // nothing is ever heard on it, but its end
 		first = append(w.head(nil, r.now(), true), "\r\n"...)
 	}
-	_ = c.Send(first) // leaves with what OnOpen says, and counts as a frame
+	c.begin(first)
+	if !l.s.t.add(c) { // it has ended
+		l.end(s)
+		return
+	}
+	s.conn, s.held, s.peer = c, nil, ""
+	s.wake(c) // it leaves with what OnOpen says
 	l.s.t.guarded(c, func() { h.OnOpen(c) })
 	l.feed(s, rest)
 	if s.reread {
@@ -389,10 +390,14 @@ func (w *reply) receive(x *XHR, rc, old *receiver, streams bool) {
 	w.supply = &supply{x: x, rc: rc, old: old, streams: streams}
 }
 
-// abandon is called when an answer is not written: nothing waits for it then.
-func (w *reply) abandon() {
+// abandon is called when an answer is not written: nothing waits for it then, and who was to hear of a connection hears that there is none.
+func (w *reply) abandon(s *sock) {
 	if p := w.supply; p != nil {
 		p.x.detach(p.rc, false)
+	}
+	if w.handler != nil {
+		t := s.l.s.t
+		t.refuse(t.newConn(w.wire, s, w.cfg, w.handler))
 	}
 }
 

@@ -160,6 +160,7 @@ func (s *Server) Stop() {
 		}
 		s.running.Wait()
 		for _, l := range s.loops {
+			l.belated()
 			l.release()
 		}
 	})

@@ -33,6 +33,13 @@ type looping struct {
 // serveLoops serves h for what begins with /hot, and a WebSocket per handler at /ws. Everything else goes to net/http and is answered "rest".
 func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, hot http.HandlerFunc, with func(*ServerOptions), over ...func(net.Listener) net.Listener) *looping {
 	t.Helper()
+	if tab.opt.IOUring {
+		r, err := newRing()
+		if err != nil {
+			t.Skipf("This kernel gives no io_uring, so that nothing is tested of it: %v", err)
+		}
+		r.close()
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +92,11 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 		}
 		if n := s.open.Load(); n != 0 {
 			t.Errorf("%d places were not given back", n)
+		}
+		for _, l := range s.loops {
+			if (l.ring != nil) != tab.opt.IOUring {
+				t.Errorf("a loop wrote by an io_uring to its end: %v; it was to: %v", l.ring != nil, tab.opt.IOUring)
+			}
 		}
 	})
 	return s
@@ -630,6 +642,76 @@ func TestLoopsEndBehindData(t *testing.T) {
 		rec.code(t.Context(), t)
 		if diff := cmp.Diff([]string{"bye"}, rec.heard()); diff != "" {
 			t.Fatal(diff)
+		}
+		nc.Close()
+	}
+}
+
+// TestLoopsStopTellsWhoOpensLate: a request that was worked on when the loops ended opens nothing, and its handler hears so: else the place that
+// it took would be gone for good.
+func TestLoopsStopTellsWhoOpensLate(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"/hot/ws", "/hot/events"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder()
+			entered, gate := make(chan struct{}), make(chan struct{})
+			tab := NewTable(Options{})
+			s := serveLoops(t, tab, Config{}, nil, func(w http.ResponseWriter, r *http.Request) {
+				if Again(w) {
+					return
+				}
+				close(entered)
+				<-gate
+				if r.URL.Path == "/hot/events" {
+					tab.ServeSSE(w, r, Config{}, rec)
+				} else if err := tab.Open(w, r, Config{}, rec); err != nil {
+					t.Error(err)
+				}
+			}, nil)
+			_, br := ask(t, s.addr, strings.Replace(openingHandshake, "/ws", path, 1))
+			<-entered
+			stopped := make(chan struct{})
+			go func() { defer close(stopped); tab.Stop(); s.Stop() }()
+			if b, err := io.ReadAll(br); err != nil || len(b) > 0 { // it ends with the loop
+				t.Errorf("read %q, %v", b, err)
+			}
+			close(gate)
+			<-stopped
+			select {
+			case <-rec.closed:
+			default:
+				t.Error("nobody was told that the connection did not come to be")
+			}
+		})
+	}
+}
+
+// TestLoopsSayGoodbyeBehindTheHandshake: who is drained as soon as there is a connection was let in first.
+func TestLoopsSayGoodbyeBehindTheHandshake(t *testing.T) {
+	t.Parallel()
+	tab := NewTable(Options{})
+	s := serveLoops(t, tab, Config{}, func() Handler { return newRecorder() }, noHot, nil)
+	var draining sync.WaitGroup
+	var over atomic.Bool
+	draining.Go(func() {
+		for !over.Load() {
+			for _, c := range tab.all() {
+				tab.drainOne(c)
+			}
+			runtime.Gosched()
+		}
+	})
+	defer draining.Wait()
+	defer over.Store(true)
+	for i := range 40 {
+		path, want := "/ws", "HTTP/1.1 101 Switching Protocols\r\n"
+		if i%2 == 0 {
+			path, want = "/events", "HTTP/1.1 200 OK\r\n"
+		}
+		nc, br := ask(t, s.addr, strings.Replace(openingHandshake, "/ws", path, 1))
+		if line, err := br.ReadString('\n'); line != want {
+			t.Fatalf("connection %d begins with %q, %v", i, line, err)
 		}
 		nc.Close()
 	}

@@ -202,7 +202,9 @@ func (t *Table) drainOne(c *Conn) {
 	c.Close(CloseReconnect, "This node is leaving. Come back and resume.")
 }
 
+// newConn is followed by add or refuse.
 func (t *Table) newConn(w Wire, s stream, cfg Config, h Handler) *Conn {
+	t.metrics.opened.WithLabelValues(w.String()).Inc()
 	now := time.Now()
 	c := &Conn{id: cfg.ID, wire: w, table: t, handler: h, stream: s, contract: t.contractOf(cfg.Heartbeat, cfg.Ping), deflate: cfg.deflate, brief: cfg.Brief}
 	if c.id == "" {
@@ -226,9 +228,8 @@ func (t *Table) contractOf(h Heartbeat, ping []byte) *contract {
 	return next
 }
 
-// add takes c in. A table that has stopped refuses: then c ends with OnClose as its only callback.
+// add takes c in. A table that has stopped refuses.
 func (t *Table) add(c *Conn) bool {
-	t.metrics.opened.WithLabelValues(c.wire.String()).Inc()
 	t.mu.Lock()
 	stopped := t.stopped
 	if !stopped {
@@ -238,11 +239,14 @@ func (t *Table) add(c *Conn) bool {
 	}
 	t.mu.Unlock()
 	if stopped {
-		c.broke()
-		c.finish(false)
+		c.stream.cut()
+		t.refuse(c)
 	}
 	return !stopped
 }
+
+// refuse ends c, which is not in the table: OnClose is its only callback.
+func (t *Table) refuse(c *Conn) { c.finish(true) }
 
 func (t *Table) remove(c *Conn, code CloseCode) {
 	t.mu.Lock()

@@ -77,10 +77,8 @@ func (t *Table) OpenXHR(cfg Config, h Handler) *XHR {
 	}
 	x := &XHR{more: make(chan struct{}, 1), turn: make(chan struct{}, 1), over: make(chan struct{})}
 	x.c = t.newConn(WireXHR, x, cfg, h)
-	x.c.mu.Lock()
-	x.c.extra().giveUp = time.Now().Add(absentFor).UnixNano()
-	x.c.push(xhrOpen(cfg.Hostname))
-	x.c.mu.Unlock()
+	x.c.giveUpAt(time.Now().Add(absentFor).UnixNano())
+	x.c.begin(xhrOpen(cfg.Hostname))
 	x.turn <- struct{}{}
 	defer func() { <-x.turn }()
 	if !t.add(x.c) {

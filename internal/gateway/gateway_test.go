@@ -383,6 +383,40 @@ func TestNotHTTP(t *testing.T) {
 	}
 }
 
+// TestFramingOfTwoMinds: behind a request that may have said its length in two ways nothing is served (RFC 9112 §6.1, §6.3).
+func TestFramingOfTwoMinds(t *testing.T) {
+	t.Parallel()
+	d := openDoor(t, nil)
+	const behind = "GET /v1/things/smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"
+	for name, head := range map[string]string{
+		"a length and chunks": "POST /v1/things HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+		"chunks and a length": "POST /v1/things HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+		"chunks twice":        "POST /v1/things HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+		"chunks, then plain":  "POST /v1/things HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\nContent-Length: 4\r\n",
+		"hot":                 "POST /hot HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+		"in HTTP/1.0":         "POST /v1/things HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			if _, err := io.WriteString(nc, head+"Host: x\r\nAuthorization: Bearer good\r\nContent-Type: application/json\r\n\r\n0\r\n\r\n"+behind); err != nil {
+				t.Fatal(err)
+			}
+			all, err := io.ReadAll(nc) // it ends
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(all), "HTTP/1."); n != 1 {
+				t.Errorf("%d answers: %q", n, all)
+			}
+		})
+	}
+}
+
 func TestSlowHeadIsCut(t *testing.T) {
 	t.Parallel()
 	d := openDoor(t, func(o *Options) { o.HeaderTimeout = 20 * time.Millisecond; o.ReadTimeout = 20 * time.Millisecond })

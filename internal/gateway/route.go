@@ -142,6 +142,11 @@ func (g *Gateway) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	req := &request{id: requestID(r), ip: g.clientIP(r)}
 	h := w.Header()
 	h.Set("X-Request-Id", string(req.id))
+	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
+		// It may have said a length besides, which net/http drops without a word: somebody before us may have believed that, and what comes behind
+		// this request is not to be trusted (RFC 9112 §6.1, §6.3).
+		h.Set("Connection", "close")
+	}
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
