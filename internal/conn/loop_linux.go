@@ -253,17 +253,6 @@ func (l *loop) run() {
 	}
 }
 
-// belated is called after run: every socket has ended, and answers that came too late are abandoned.
-func (l *loop) belated() {
-	l.mu.Lock()
-	tasks := l.inbox.tasks
-	l.inbox.tasks = nil
-	l.mu.Unlock()
-	for _, fn := range tasks {
-		fn()
-	}
-}
-
 // wait returns the number of events at hand. It sleeps only when there are none, nothing is to be done again, and the inbox is empty.
 func (l *loop) wait() int {
 	_ = l.raw.Read(l.looks) // fails only when the file is closed, which comes after run

@@ -200,7 +200,7 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 			req.RemoteAddr = addr
 			r.l.call(s, w, req)
 		}
-		r.l.post(func() {
+		posted := r.l.post(func() {
 			if s.fd < 0 {
 				w.abandon(s)
 				return
@@ -223,6 +223,9 @@ func (r *requests) sendAway(s *sock, one, rest []byte) {
 			r.answer(s, w, err != nil || req.Close)
 			r.goOn(s)
 		})
+		if !posted { // the loop has ended, and its sockets with it
+			w.abandon(s)
+		}
 	})
 }
 

@@ -160,7 +160,6 @@ func (s *Server) Stop() {
 		}
 		s.running.Wait()
 		for _, l := range s.loops {
-			l.belated()
 			l.release()
 		}
 	})
