@@ -105,8 +105,8 @@ func (r *report) join(o *report) error {
 			r.Servers = append(r.Servers, s)
 		case r.Servers[i].Kind != s.Kind:
 			return fmt.Errorf("%s is of the kind %s, before %s", s.Name, s.Kind, r.Servers[i].Kind)
-		default:
-			also(&r.Servers[i].Version, s.Version, " and ")
+		case r.Servers[i].Version != s.Version:
+			return fmt.Errorf("%s is version %s, before %s", s.Name, s.Version, r.Servers[i].Version)
 		}
 	}
 	names := serverNames()
@@ -123,7 +123,7 @@ func (r *report) join(o *report) error {
 
 // work is what of a job must be the same for its figures to be comparable. Channels are not: the native protocol is given fewer.
 func work(j load.Job) load.Job {
-	return load.Job{Kind: j.Kind, Subscribers: j.Subscribers, Lanes: j.Lanes, Rate: j.Rate, Payload: j.Payload, Window: j.Window}
+	return load.Job{Measure: j.Measure, Kind: j.Kind, Subscribers: j.Subscribers, Lanes: j.Lanes, Rate: j.Rate, Payload: j.Payload, Window: j.Window}
 }
 
 // only leaves some servers, in the order of their names.

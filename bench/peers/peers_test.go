@@ -328,7 +328,7 @@ func TestComplaints(t *testing.T) {
 	r.Runs[6] = record{Case: "rate-100", Server: "x", Round: 2, Error: "it fell\nover"}
 	var out bytes.Buffer
 	r.markdownComplaints(&out)
-	want := "- x, rate-100, in 2 runs: 3 lost, 2 not back, 1 runs failed: it fell.\n\nIn all other of the 7 runs"
+	want := "- x, rate-100, in 2 runs: 3 lost, 2 not back, 1 runs failed: it fell.\n\nIn all other of the 8 runs"
 	if !strings.HasPrefix(out.String(), want) {
 		t.Errorf("%s\nwant %s", out.String(), want)
 	}

@@ -210,12 +210,10 @@ func (r *Runner) idle(look *time.Ticker, pause time.Duration) {
 		t := time.NewTimer(pause/2 + r.opt.Jitter(pause))
 		defer t.Stop()
 		due = t.C
-	} else if next := r.plan.next(); next > 0 {
-		if d := time.UnixMilli(next).Sub(r.opt.Now()); d < r.opt.LookEvery {
-			t := time.NewTimer(max(d, time.Millisecond))
-			defer t.Stop()
-			due = t.C
-		}
+	} else if d := r.nextIn(); d < r.opt.LookEvery {
+		t := time.NewTimer(max(d, time.Millisecond))
+		defer t.Stop()
+		due = t.C
 	}
 	tick := look.C
 	if pause > 0 {
@@ -231,6 +229,20 @@ func (r *Runner) idle(look *time.Ticker, pause time.Duration) {
 		}
 	case <-r.ctx.Done():
 	}
+}
+
+// nextIn is how long it takes until a job is due, or attempts are to be interrupted for a Rest; at most LookEvery.
+func (r *Runner) nextIn() time.Duration {
+	now, d := r.opt.Now(), r.opt.LookEvery
+	if next := r.plan.next(); next > 0 {
+		d = min(d, time.UnixMilli(next).Sub(now))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.resting && now.Before(r.restBy) && len(r.attempts) > 0 {
+		d = min(d, r.restBy.Sub(now))
+	}
+	return d
 }
 
 // turn does what there is to do now. more says that there is probably more.

@@ -374,6 +374,27 @@ func TestAHeldAppWaits(t *testing.T) {
 	})
 }
 
+// TestRestIsInTime: what hangs is interrupted as soon as the time for it is over, not when the runner next looks around.
+func TestRestIsInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		r := work(t, s, func(ctx context.Context, _ job.Job, _ int) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, nil)
+		s.queue(1, "a", "hangs", 0)
+		time.Sleep(500 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		r.Rest(ctx)
+		if ctx.Err() != nil {
+			t.Error("its end was not in the log in time")
+		}
+		r.Stop()
+	})
+}
+
 // TestRestTakesTheTimeItHas: with a deadline, attempts may go on until shortly before it; those that then have no end are written down as
 // interrupted before Rest returns. Another call may have less time, and none gets more.
 func TestRestTakesTheTimeItHas(t *testing.T) {

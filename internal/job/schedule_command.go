@@ -66,16 +66,17 @@ func (c SetSchedule) Decide(r *projection.Reader, s event.Stamp) (event.Decision
 	if err := checkScheduler(s.Actor, want.App, want.Name); err != nil {
 		return event.Decision{}, err
 	}
-	when, err := ParseWhen(want.When, want.Zone)
+	now, err := scheduleAt(r, want.App, want.Name)
+	if err != nil {
+		return event.Decision{}, err
+	}
+	strict := now.version == 0 || now.When != strings.Join(strings.Fields(want.When), " ") // what it says already it may say again
+	when, err := readAs(want.When, want.Zone, strict)
 	if err != nil {
 		return event.Decision{}, err
 	}
 	want.When, want.Zone = when.text, when.zone.String()
 	if want.Data, err = compactData(want.Data); err != nil {
-		return event.Decision{}, err
-	}
-	now, err := scheduleAt(r, want.App, want.Name)
-	if err != nil {
 		return event.Decision{}, err
 	}
 	count, last, err := countSchedules(r, want.App)
@@ -127,7 +128,7 @@ func (c PauseSchedule) Decide(r *projection.Reader, s event.Stamp) (event.Decisi
 	if err != nil {
 		return event.Decision{}, err
 	}
-	when, err := ParseWhen(now.When, now.Zone)
+	when, err := readWhen(&now)
 	if err != nil && !c.Paused { // another build has let it in: it may be paused
 		return event.Decision{}, err
 	}
@@ -164,7 +165,7 @@ func (c FireSchedule) Decide(r *projection.Reader, s event.Stamp) (event.Decisio
 	if now.Next == 0 || now.Next > s.At {
 		return event.Decision{Repeated: true, Answer: func(event.Stamp, []uint64) any { return Fired{} }}, nil
 	}
-	when, err := ParseWhen(now.When, now.Zone)
+	when, err := readWhen(&now)
 	if err != nil { // another build, or another set of time zones, has let it in
 		return event.Decision{}, err
 	}

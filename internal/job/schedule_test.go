@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/petrel-chat/petrel/internal/apply/applytest"
+	"github.com/petrel-chat/petrel/internal/event"
 	"github.com/petrel-chat/petrel/internal/petrel"
 	"github.com/petrel-chat/petrel/internal/projection"
 )
@@ -198,6 +199,46 @@ func TestPauseSchedule(t *testing.T) {
 	} {
 		if _, err := w.do(c.actor, PauseSchedule{App: "100", Name: c.name}); petrel.CodeOf(err) != c.want {
 			t.Errorf("%v, %q: %v, want %s", c.actor, c.name, err, c.want)
+		}
+	}
+	w.agree()
+}
+
+// letIn writes a schedule as a build did that was less strict.
+type letIn struct{ event.ScheduleSet }
+
+func (letIn) CommandKind() string { return "test.let_in" }
+
+func (c letIn) Decide(*projection.Reader, event.Stamp) (event.Decision, error) {
+	return event.Decision{Events: []event.Event{c.ScheduleSet}, Answer: func(event.Stamp, []uint64) any { return nil }}, nil
+}
+
+// TestLetInBefore: what a less strict build let in is fired, paused and said again as it was; only anew it is refused.
+func TestLetInBefore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	backend := of(petrel.ActorApp, "100")
+	odd := "*/90 * * * *"
+	if _, err := w.do(system, letIn{event.ScheduleSet{App: "100", Name: "s", When: odd, Zone: "UTC", Next: w.now}}); err != nil {
+		t.Fatal(err)
+	}
+	if f := must[Fired](w, system, FireSchedule{App: "100", Name: "s"}); !f.Did {
+		t.Error("it was not fired")
+	}
+	if s := w.schedule("s"); s.Next <= w.now || s.Next > w.now+3_600_000 {
+		t.Errorf("it goes on at %d", s.Next)
+	}
+	must[Schedule](w, backend, PauseSchedule{App: "100", Name: "s", Paused: true})
+	if s := must[Schedule](w, backend, PauseSchedule{App: "100", Name: "s"}); s.Paused || s.Next <= w.now {
+		t.Errorf("gone on: %+v", s)
+	}
+	before := len(w.Records)
+	if s := must[Schedule](w, backend, set("s", odd)); s.When != odd || len(w.Records) != before {
+		t.Errorf("said again: %+v", s)
+	}
+	for name, when := range map[petrel.ScheduleName]string{"t": odd, "s": "*/91 * * * *"} {
+		if _, err := w.do(backend, set(name, when)); petrel.CodeOf(err) != petrel.CodeInvalidField {
+			t.Errorf("%s: %v", when, err)
 		}
 	}
 	w.agree()

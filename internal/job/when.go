@@ -36,7 +36,12 @@ type When struct {
 //
 // The library reads the expression and finds the next match on a clock that is never changed; what follows where a zone's clock is changed is
 // decided here, because the library's own way loses matches in the hour that is left out, and finds some twice in the hour that comes twice.
-func ParseWhen(text, zone string) (w When, err error) {
+func ParseWhen(text, zone string) (w When, err error) { return readAs(text, zone, true) }
+
+// readWhen reads what a schedule has: a build that was less strict may have let it in, and goes on to be understood as that did.
+func readWhen(s *Schedule) (When, error) { return readAs(s.When, s.Zone, false) }
+
+func readAs(text, zone string, strict bool) (w When, err error) {
 	text = strings.Join(strings.Fields(text), " ")
 	if w.zone, err = loadZone(zone); err != nil {
 		return w, err
@@ -54,7 +59,7 @@ func ParseWhen(text, zone string) (w When, err error) {
 	}
 	fields := strings.Fields(text)
 	if len(fields) != 1 || fields[0][0] != '@' {
-		if err := checkFields(fields); err != nil {
+		if err := checkFields(fields, strict); err != nil {
 			return w, err
 		}
 		w.hourly = strings.HasPrefix(fields[1], "*") || fields[1][0] == '?'
@@ -83,8 +88,8 @@ var cronFields = [...]struct {
 	{"day of week", 7, "0 to 6, or sun to sat"},
 }
 
-// checkFields refuses what the library refuses, in our words, and what it reads as something else than it seems to say.
-func checkFields(fields []string) error {
+// checkFields refuses what the library refuses, in our words, and, when it is strict, what the library reads as something else than it seems to say.
+func checkFields(fields []string, strict bool) error {
 	if len(fields) != len(cronFields) {
 		return errWhen("A cron expression has five fields: minute, hour, day of month, month, day of week. It has %d.", len(fields))
 	}
@@ -94,11 +99,12 @@ func checkFields(fields []string) error {
 		alone[i] = f
 		_, err := cron.ParseStandard(strings.Join(alone, " "))
 		for part := range strings.SplitSeq(f, ",") {
-			if part == "" || len(part) > 1 && strings.ContainsAny(part[:1], "*?") && part[1] != '/' || strings.ContainsAny(f, "@.") || err != nil {
+			odd := part == "" || len(part) > 1 && strings.ContainsAny(part[:1], "*?") && part[1] != '/' || strings.ContainsAny(f, "@.")
+			if err != nil || strict && odd {
 				return errWhen("The field %.40q does not read as the %s: that is %s, or *, with , - / between them.", f, kind.name, kind.are)
 			}
 			_, step, _ := strings.Cut(part, "/")
-			if n, err := strconv.ParseUint(step, 10, 64); err == nil && n > uint64(kind.values) { //nolint:gosec // not negative
+			if n, err := strconv.ParseUint(step, 10, 64); strict && err == nil && n > uint64(kind.values) { //nolint:gosec // not negative
 				return errWhen("The step of the field %.40q leads beyond its last %s each time. An interval reads like every 90m.", f, kind.name)
 			}
 		}

@@ -202,6 +202,8 @@ type settingText string
 // UnmarshalJSON implements json.Unmarshaler.
 func (t *settingText) UnmarshalJSON(b []byte) error {
 	switch {
+	case string(b) == "null":
+		*t = ""
 	case b[0] == '"':
 		return json.Unmarshal(b, (*string)(t))
 	case string(b) == "true":

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -19,7 +18,6 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
-	"github.com/petrel-chat/petrel/internal/effect"
 	"github.com/petrel-chat/petrel/internal/identity"
 	"github.com/petrel-chat/petrel/internal/petrel"
 )
@@ -336,8 +334,7 @@ func (c *Config) problems(origin map[string]string) []error {
 	if _, err := parseNetworks(c.TrustedProxies); err != nil {
 		bad("trusted-proxies", "trusted-proxies has %s, which is no network; write networks like 10.0.0.0/8,::1/128", err)
 	}
-	allow, err := parseNetworks(c.WebhookAllow)
-	if err != nil {
+	if _, err := parseNetworks(c.WebhookAllow); err != nil {
 		bad("webhook-allow", "webhook-allow has %s, which is no network; write networks like 10.1.0.0/16,fd00::/8", err)
 	}
 	if _, err := identity.ParseSettings(c.AppSettings); err != nil {
@@ -346,7 +343,7 @@ func (c *Config) problems(origin map[string]string) []error {
 		bad("app-settings", "%s", refusal.Detail)
 	}
 	if c.AppWebhook != "" {
-		if err := cmp.Or(identity.CheckHookURL(c.AppWebhook), effect.CheckAddress(allow, c.AppWebhook)); err != nil {
+		if err := identity.CheckHookURL(c.AppWebhook); err != nil {
 			var refusal *petrel.Error
 			errors.As(err, &refusal)
 			bad("app-webhook", "%s", refusal.Detail)

@@ -22,7 +22,7 @@ func (c *Config) cellProblems(origin map[string]string) (out []error) {
 			bad("public-url", "public-url is %q; write the beginning of an address, like https://n1.chat.example", c.PublicURL)
 		}
 	}
-	if c.Voters != 3 && c.Voters != 5 {
+	if c.Voters != 3 && c.Voters != 5 && (c.Peer != "" || c.Voters != 1) { // a node that is alone is one voter
 		bad("voters", "voters is %d; it must be 3 or 5", c.Voters)
 	}
 	if c.Peer == "" {

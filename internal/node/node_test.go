@@ -262,9 +262,9 @@ func codeOf(err error) petrel.Code {
 // TestSettingText: in JSON a setting may be the number or the switch that it stands for.
 func TestSettingText(t *testing.T) {
 	t.Parallel()
-	r := httptest.NewRequestWithContext(t.Context(), http.MethodPatch, "/", strings.NewReader(`{"a":5,"b":"6","c":true,"d":false,"e":"","f":-1.5}`))
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPatch, "/", strings.NewReader(`{"a":5,"b":"6","c":true,"d":false,"e":"","f":-1.5,"g":null}`))
 	got, err := readBody[map[string]settingText](r)
-	if d := cmp.Diff(map[string]settingText{"a": "5", "b": "6", "c": "on", "d": "off", "e": "", "f": "-1.5"}, got); err != nil || d != "" {
+	if d := cmp.Diff(map[string]settingText{"a": "5", "b": "6", "c": "on", "d": "off", "e": "", "f": "-1.5", "g": ""}, got); err != nil || d != "" {
 		t.Error(err, d)
 	}
 	for _, body := range []string{`{"a":[5]}`, `{"a":{}}`, `["a"]`, `5`} {

@@ -96,6 +96,17 @@ func whole(t *testing.T, dir string) []string {
 	return app.Payloads()
 }
 
+// TestSoleVoterStandsAtOnce: made or opened again, it does not wait for a leader that cannot be.
+func TestSoleVoterStandsAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for range 2 {
+		l := mustSolo(t, dir, raftlogtest.NewRecorder(), func(o *raftlog.Options) { o.Heartbeat = time.Hour })
+		add(t, l, "here")
+		shut(t, l)
+	}
+}
+
 // A flipped bit anywhere in a segment, sealed or tail, is refused with a sentence, or it
 // lies where nothing is read: then every record is still there as it was.
 func TestFlippedBit(t *testing.T) {

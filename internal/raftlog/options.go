@@ -48,7 +48,7 @@ type Options struct {
 	// that they need no snapshot. Default 1024.
 	TrailingLogs uint64
 	// Heartbeat is how long a follower waits for its leader before it stands for election. Default 500 ms; disks stall 200 ms.
-	// A sole voter stands at once when it starts.
+	// A sole voter stands at once when it starts; when it has stepped down, for want of room, it waits for nobody so long.
 	Heartbeat time.Duration
 	// EnqueueTimeout is how long an append waits for the engine to take it before it is
 	// ErrNotAppended. Default 2 s.

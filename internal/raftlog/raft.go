@@ -130,7 +130,7 @@ func (l *raftLog) config() *raft.Config {
 
 func (l *raftLog) transport() raft.Transport {
 	if l.mux == nil {
-		addr, t := raft.NewInmemTransport(raft.ServerAddress(l.o.Node))
+		addr, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(l.o.Node), l.o.Heartbeat/10)
 		t.Connect(addr, t) // for stand
 		return t
 	}
