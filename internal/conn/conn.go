@@ -508,8 +508,8 @@ func (c *Conn) untake(batch [][]byte, since, committed int64) {
 	}
 }
 
-// begin queues the first frame of a connection that nobody knows yet. Whoever calls it wakes the stream, once the table has c: who drains that
-// says goodbye behind it.
+// begin queues the first frame of a connection that nobody knows yet. It wakes nobody: on a loop the caller does, once the table has c; over HTTP the first
+// response asks for what is queued. It comes before the table has c, because who drains that says goodbye behind it.
 func (c *Conn) begin(first []byte) {
 	c.mu.Lock()
 	c.push(first)

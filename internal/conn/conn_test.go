@@ -577,3 +577,39 @@ func TestSampledSendIsMeasured(t *testing.T) {
 	}
 	t.Fatal("the metric is not there")
 }
+
+// TestEmptyFrames: a frame without a byte is said to nobody, and harms nobody, alone or behind others.
+func TestEmptyFrames(t *testing.T) {
+	t.Parallel()
+	for engine, start := range engines() {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			large := strings.Repeat("x", 100_000) // does not share a write with others
+			rec := newRecorder()
+			rec.onOpen = func(c *Conn) {
+				_ = c.Send(TextFrame([]byte(large)))
+				_ = c.Send(nil)
+			}
+			rec.onText = func(c *Conn, p []byte) {
+				if string(p) == "nothing" {
+					_ = c.Send(nil)
+					return
+				}
+				_ = c.Send(TextFrame(p))
+			}
+			nc, _ := shakeHands(t, start(t, NewTable(Options{}), Config{}, func() Handler { return rec }), openingHandshake)
+			if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{large, "a", "b"} {
+				if _, p, err := readServerFrame(nc); err != nil || string(p) != want {
+					t.Fatalf("%d bytes instead of %d, %v", len(p), len(want), err)
+				}
+				next := map[string]string{large: "a", "a": "b"}[want]
+				if _, err := nc.Write(append(clientFrame(true, ws.OpText, []byte("nothing")), clientFrame(true, ws.OpText, []byte(next))...)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -139,3 +140,43 @@ func tcpPair(t testing.TB) (server, client net.Conn) {
 
 // pass lets d go by on a bubble's clock.
 func pass(d time.Duration) { <-time.After(d) }
+
+// patience is how long a test waits for what comes at once: far beyond what it takes on any machine.
+const patience = 2 * time.Minute
+
+// soon ends when patience does.
+func soon(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// within receives what comes soon.
+func within[T any](t testing.TB, ch <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-ch:
+	case <-soon(t).Done():
+		t.Fatal("it does not come")
+	}
+	return v
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu  sync.Mutex
+	log bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.String()
+}

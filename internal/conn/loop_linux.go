@@ -63,7 +63,7 @@ type loop struct {
 	phase atomic.Int32
 
 	// own is the right to be the loop. Its goroutine has it whenever it does not wait; meanwhile another loop may take it, if it is free, to write
-	// what is queued. Nobody else waits for it: callbacks made under it are made by the loop.
+	// what is queued, which makes callbacks too (OnClose); and who adopts a socket too late waits for the loop to end.
 	own sync.Mutex
 
 	// The goroutine's own.
@@ -137,7 +137,7 @@ func newLoop(s *Server) (_ *loop, err error) {
 		return nil, fmt.Errorf("wait for an epoll instance: %w", err)
 	}
 	if s.t.opt.IOUring {
-		if l.ring, err = newRing(); err != nil {
+		if l.ring, err = newRing(s.opt.ringSize); err != nil {
 			s.t.opt.Logger.Warn("The kernel gives no io_uring: every frame is written by a call of its own.", "error", err)
 			l.ring, err = nil, nil
 		}
@@ -458,7 +458,7 @@ func (l *loop) welcome(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
-	s := &sock{l: l, fd: fd, since: l.now}
+	s := &sock{l: l, fd: int32(fd), since: l.now} //nolint:gosec // a descriptor
 	if l.place(s) {
 		l.read(s) // the request is there already more often than not
 	}
@@ -476,7 +476,7 @@ func (l *loop) place(s *sock) bool {
 	}
 	l.generation++
 	s.generation = l.generation
-	if err := l.add(s.fd, int(s.slot), unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
+	if err := l.add(int(s.fd), int(s.slot), unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
 		l.s.opt.Failed(err)
 		l.end(s)
 		return false
@@ -490,11 +490,11 @@ func (l *loop) end(s *sock) {
 		return
 	}
 	if s.stuck != nil || (s.conn != nil && s.conn.unheard()) { // who did not take it in all this time will not: the kernel kept megabytes for minutes
-		_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.SetsockoptLinger(int(s.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	} else {
 		l.bye(s)
 	}
-	_ = unix.Close(s.fd)
+	_ = unix.Close(int(s.fd))
 	l.forget(s)
 	l.s.opt.Release()
 	if s.supply != nil {

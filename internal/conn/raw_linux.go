@@ -12,14 +12,14 @@ import (
 // call takes so long that the processor should be given to somebody else: that was a tenth of the server's time.
 
 // rawWrite writes to a socket.
-func rawWrite(fd int, b []byte) (int, syscall.Errno) {
+func rawWrite(fd int32, b []byte) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), //nolint:gosec // as unix.Write does
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	return int(n), errno //nolint:gosec // at most len(b); -1 with an errno
 }
 
 // rawRead reads from a socket.
-func rawRead(fd int, b []byte) (int, syscall.Errno) {
+func rawRead(fd int32, b []byte) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // as unix.Read does
 	return int(n), errno                                                                                                                                    //nolint:gosec // at most len(b); -1 with an errno
 }

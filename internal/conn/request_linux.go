@@ -151,7 +151,7 @@ func plain(name, value []byte) bool {
 
 // handOver gives a socket to net/http.
 func (r *requests) handOver(s *sock, b []byte) {
-	fd := s.fd
+	fd := int(s.fd)
 	_ = unix.EpollCtl(r.l.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 	r.l.forget(s)
 	r.l.s.handOver(fd, b)
@@ -167,7 +167,7 @@ func (r *requests) serve(s *sock, one, rest []byte) {
 		return
 	}
 	if s.peer == "" {
-		s.peer = remote(s.fd)
+		s.peer = remote(int(s.fd))
 	}
 	req.RemoteAddr = s.peer
 	w := &r.reply
@@ -290,7 +290,7 @@ func (r *requests) answer(s *sock, w *reply, last bool) {
 // written is called when an answer is out.
 func (r *requests) written(s *sock) {
 	if s.closing {
-		_ = unix.Shutdown(s.fd, unix.SHUT_WR) // what the peer still sends would turn our answer into a reset
+		_ = unix.Shutdown(int(s.fd), unix.SHUT_WR) // what the peer still sends would turn our answer into a reset
 		s.between = false
 	}
 }

@@ -35,6 +35,7 @@ type ServerOptions struct {
 	Failed func(err error)
 
 	ringLeast  int           // writes for which io_uring is used; tests make it 1
+	ringSize   int           // writes handed to the kernel in one call at most; tests ask for more than it gives
 	sweepEvery time.Duration // how often loops wake up for no reason; tests make it long
 }
 
@@ -59,6 +60,9 @@ func (o *ServerOptions) defaults() {
 	}
 	if o.ringLeast <= 0 {
 		o.ringLeast = 8 // fewer are not worth it
+	}
+	if o.ringSize <= 0 {
+		o.ringSize = 64
 	}
 	if o.sweepEvery <= 0 {
 		o.sweepEvery = time.Second

@@ -14,7 +14,7 @@ import (
 
 // Server accepts sockets on epoll loops, one goroutine each, and keeps those that become connections: an idle one has no goroutine, no
 // buffer and no timer. A loop reads heads itself, lets Handler answer what is hot, and hands every other socket to Rest, with the
-// bytes that were read of it.
+// bytes that were read of it. One of those comes back: a WebSocket over TLS, which shakes hands there (Table.Open; tls_linux.go).
 //
 // A loop works in waves. It takes everything that is ready, one socket after the other; what is queued for connections meanwhile, by
 // this wave or by other goroutines, is written at its end: one write per connection, whatever the number of frames. A loop that is at work
@@ -108,7 +108,8 @@ func listening(ln *net.TCPListener) (fd int, err error) {
 	return fd, nil
 }
 
-// Rest is where every connection comes out that is not for the loops: serve it with net/http.
+// Rest is where every connection comes out that is not for the loops: serve it with net/http, as it is or behind crypto/tls. With a tls.Conn right above
+// what Accept returned, a WebSocket goes on to a loop.
 func (s *Server) Rest() net.Listener { return rest{s} }
 
 type rest struct{ s *Server }
@@ -175,7 +176,7 @@ func (s *Server) handOver(fd int, early []byte) {
 		s.opt.Release()
 		return
 	}
-	c := &replayed{Conn: nc, early: append([]byte(nil), early...), s: s, release: s.opt.Release}
+	c := &replayed{Conn: nc, early: append([]byte(nil), early...), s: s}
 	s.running.Go(func() {
 		select {
 		case s.rest <- c:
@@ -188,10 +189,9 @@ func (s *Server) handOver(fd int, early []byte) {
 // replayed is a connection some bytes of which were read before.
 type replayed struct {
 	net.Conn
-	early   []byte
-	s       *Server
-	release func()
-	once    sync.Once
+	early []byte
+	s     *Server
+	once  sync.Once // for the place that it gives back
 }
 
 func (c *replayed) Read(b []byte) (int, error) {
@@ -206,7 +206,7 @@ func (c *replayed) Read(b []byte) (int, error) {
 }
 
 func (c *replayed) Close() error {
-	c.once.Do(c.release)
+	c.once.Do(c.s.opt.Release)
 	return c.Conn.Close()
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/gobwas/ws"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // looping is a server on loops for tests.
@@ -28,13 +30,14 @@ type looping struct {
 	tab  *Table
 	addr string
 	open atomic.Int64 // places taken
+	none bool         // the loops are to do without an io_uring, though there is one
 }
 
 // serveLoops serves h for what begins with /hot, and a WebSocket per handler at /ws. Everything else goes to net/http and is answered "rest".
 func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, hot http.HandlerFunc, with func(*ServerOptions), over ...func(net.Listener) net.Listener) *looping {
 	t.Helper()
 	if tab.opt.IOUring {
-		r, err := newRing()
+		r, err := newRing(1)
 		if err != nil {
 			t.Skipf("This kernel gives no io_uring, so that nothing is tested of it: %v", err)
 		}
@@ -94,8 +97,8 @@ func serveLoops(t testing.TB, tab *Table, cfg Config, handler func() Handler, ho
 			t.Errorf("%d places were not given back", n)
 		}
 		for _, l := range s.loops {
-			if (l.ring != nil) != tab.opt.IOUring {
-				t.Errorf("a loop wrote by an io_uring to its end: %v; it was to: %v", l.ring != nil, tab.opt.IOUring)
+			if want := tab.opt.IOUring && !s.none; (l.ring != nil) != want {
+				t.Errorf("a loop wrote by an io_uring to its end: %v; it was to: %v", l.ring != nil, want)
 			}
 		}
 	})
@@ -379,6 +382,61 @@ func everybodyHears(t *testing.T, ring bool) {
 		})
 	}
 	done.Wait()
+}
+
+// TestLoopsWithoutARing: where the kernel gives no io_uring, or takes it back, a line says so and everything works as without.
+func TestLoopsWithoutARing(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"refused": 1 << 20, "broken": 64} { // the kernel gives 32,768 at most
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			log := &lines{}
+			conns := make(chan *Conn, 1)
+			rec := newRecorder()
+			rec.onOpen = func(c *Conn) { conns <- c }
+			s := serveLoops(t, NewTable(Options{IOUring: true, Logger: slog.New(slog.NewTextHandler(log, nil))}), Config{}, func() Handler { return rec }, noHot, func(o *ServerOptions) {
+				o.Loops, o.ringLeast, o.ringSize = 1, 1, size
+			})
+			s.none = true
+			nc := s.raw(t)
+			if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			c := within(t, conns)
+			for i := range 5 {
+				if i == 2 && name == "broken" {
+					breakRing(t, s.loops[0])
+				}
+				if err := c.Send(TextFrame([]byte(fmt.Sprint(i)))); err != nil {
+					t.Fatal(err)
+				}
+				if _, p, err := readServerFrame(nc); err != nil || string(p) != fmt.Sprint(i) {
+					t.Fatalf("frame %d is %q, %v", i, p, err)
+				}
+			}
+			if n := strings.Count(log.String(), "every frame is written by a call of its own"); n != 1 {
+				t.Errorf("told %d times: %s", n, log)
+			}
+		})
+	}
+}
+
+// breakRing puts something else in the place of a loop's io_uring.
+func breakRing(t *testing.T, l *loop) {
+	t.Helper()
+	on(t, l, func() {
+		if l.ring == nil {
+			t.Error("there was none")
+			return
+		}
+		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = errors.Join(unix.Dup3(fd, l.ring.fd, unix.O_CLOEXEC), unix.Close(fd))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestLoopsWriteForEachOther: what a handler on one loop, or a goroutine beside them, sends to connections of all loops is written at
@@ -670,14 +728,14 @@ func TestLoopsStopTellsWhoOpensLate(t *testing.T) {
 				}
 			}, nil)
 			_, br := ask(t, s.addr, strings.Replace(openingHandshake, "/ws", path, 1))
-			<-entered
+			within(t, entered)
 			stopped := make(chan struct{})
 			go func() { defer close(stopped); tab.Stop(); s.Stop() }()
 			if b, err := io.ReadAll(br); err != nil || len(b) > 0 { // it ends with the loop
 				t.Errorf("read %q, %v", b, err)
 			}
 			close(gate)
-			<-stopped
+			within(t, stopped)
 			select {
 			case <-rec.closed:
 			default:

@@ -14,10 +14,10 @@ type sock struct {
 	peer       string  // its address, while it speaks HTTP
 	parser     *parser // of a frame that has begun
 	stuck      *stuck  // what the kernel has not taken yet
-	veil       *veil   // TLS, which lies between it and the connection
+	tls        *layer  // between it and the connection; nil: none
 	supply     *supply // the response that it waits for takes frames of a connection over HTTP
 	since      int64   // since when it is waited for: a request, or the next one
-	fd         int     // < 0: ended
+	fd         int32   // < 0: ended
 	slot       int32
 	generation int32
 	flood      flood
@@ -86,8 +86,12 @@ func (l *loop) read(s *sock) {
 		}
 		return
 	}
-	for range waveReads {
-		n, errno := rawRead(s.fd, l.in)
+	in, reads := l.in, waveReads
+	if s.tls != nil {
+		in, reads = in[:scratch/4], 1 // of which each byte may cost as much as many: the others' turn comes sooner
+	}
+	for range reads {
+		n, errno := rawRead(s.fd, in)
 		switch {
 		case errno == 0 && n > 0:
 		case errno == unix.EAGAIN:
@@ -100,21 +104,21 @@ func (l *loop) read(s *sock) {
 		}
 		switch {
 		case s.conn == nil:
-			l.request.take(s, l.in[:n])
-		case s.veil != nil:
+			l.request.take(s, in[:n])
+		case s.tls != nil:
 			s.conn.heard.Store(l.now)
-			l.unveil(s, l.in[:n])
+			l.unseal(s, in[:n])
 		default:
 			s.conn.heard.Store(l.now)
-			l.feed(s, l.in[:n])
+			l.feed(s, in[:n])
 		}
 		switch {
 		case s.fd < 0:
 			return
 		case s.waits():
-			s.reread = s.reread || s.hangup || n == len(l.in)
+			s.reread = s.reread || s.hangup || n == len(in)
 			return
-		case n < len(l.in) && !s.hangup:
+		case n < len(in) && !s.hangup:
 			return // the next edge comes with the next bytes
 		}
 	}
@@ -183,7 +187,7 @@ func (l *loop) resume(s *sock) {
 	}
 	s.held = nil
 	l.feed(s, rest)
-	if s.fd >= 0 && s.reread {
+	if !l.ended(s) && s.fd >= 0 && s.reread {
 		s.reread = false
 		l.read(s)
 	}
@@ -238,7 +242,12 @@ func (l *loop) unstick(s *sock) {
 		l.request.goOn(s)
 		return
 	}
-	if st.batch != nil && !l.write(s, st.batch, st.next, st.since, st.committed) {
+	if s.tls != nil {
+		s.tls.owed = 0
+	}
+	if st.batch == nil {
+		s.conn.writing.Store(0) // it was TLS's own alone
+	} else if !l.write(s, st.batch, st.next, st.since, st.committed) {
 		return
 	}
 	l.flush(s)
@@ -247,7 +256,7 @@ func (l *loop) unstick(s *sock) {
 // write puts the frames of a batch on the wire, from next on, in as few writes as fit. It says whether all of it went.
 func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) bool {
 	for next < len(batch) {
-		piece := batch[next]
+		piece, lent := batch[next], false
 		next++
 		if next < len(batch) && len(piece)+len(batch[next]) <= scratch {
 			buf := append(l.out[:0], piece...)
@@ -255,14 +264,15 @@ func (l *loop) write(s *sock, batch [][]byte, next int, since, committed int64) 
 				buf = append(buf, batch[next]...)
 				next++
 			}
-			piece = buf
+			piece, lent = buf, true
 		}
-		lent := next > 1 && &piece[0] == &l.out[:1][0]
-		if s.veil != nil {
-			if piece, lent = l.seal(s, piece), true; piece == nil {
+		if s.tls != nil {
+			var ok bool
+			if piece, ok = l.seal(s, piece); !ok {
 				l.end(s)
 				return false
 			}
+			lent = true
 		}
 		n, ok := l.put(s, piece)
 		if !ok {
@@ -293,7 +303,7 @@ func (l *loop) wrote(s *sock, batch [][]byte, since, committed int64) bool {
 	}
 	if s.deaf && s.conn.gaveUp() {
 		l.bye(s)
-		_ = unix.Shutdown(s.fd, unix.SHUT_WR) // the sweeper ends what does not end by this
+		_ = unix.Shutdown(int(s.fd), unix.SHUT_WR) // the sweeper ends what does not end by this
 	}
 	return true
 }

@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ringSize is how many writes are handed to the kernel in one call.
-const ringSize = 64
-
 // ring is an io_uring: many writes to sockets in one call. As the sockets do not block, each has ended when the call returns: there is
 // never one under way between two calls, and nothing that the kernel reads may change meanwhile.
 type ring struct {
@@ -69,9 +66,9 @@ const (
 )
 
 // newRing fails where the kernel is too old or does not allow it, as containers often do not.
-func newRing() (*ring, error) {
+func newRing(entries int) (*ring, error) {
 	var p ringParams
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSize, uintptr(unsafe.Pointer(&p)), 0) //nolint:gosec // a struct of the kernel's
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0) //nolint:gosec // a struct of the kernel's
 	if errno != 0 {
 		return nil, fmt.Errorf("make an io_uring: %w", errno)
 	}
@@ -118,18 +115,18 @@ type outgoing struct {
 	res              int32 // bytes, or an errno below 0
 }
 
-// send writes each frame, at most ringSize of them. An error says that the ring is of no use any more; what was not written then has EAGAIN.
+// send writes each frame; there are not more than the ring was made for. An error says that the ring is of no use any more; what was not written then has EAGAIN.
 func (r *ring) send(out []outgoing) error {
 	tail := *r.tail // nobody else moves it
 	for i := range out {
 		b := out[i].batch[0]
-		r.entries[(tail+uint32(i))&r.mask] = ringEntry{ //nolint:gosec // at most ringSize
-			op: ringOpSend, fd: int32(out[i].s.fd), addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), size: uint32(len(b)), //nolint:gosec // read before the call returns; bounded
+		r.entries[(tail+uint32(i))&r.mask] = ringEntry{ //nolint:gosec // not more than the ring has
+			op: ringOpSend, fd: out[i].s.fd, addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), size: uint32(len(b)), //nolint:gosec // read before the call returns; bounded
 			flags: unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL, number: uint64(i), //nolint:gosec // not negative
 		}
 		out[i].res = -int32(unix.EAGAIN)
 	}
-	tail += uint32(len(out)) //nolint:gosec // at most ringSize
+	tail += uint32(len(out)) //nolint:gosec // not more than the ring has
 	atomic.StoreUint32(r.tail, tail)
 	for ended := 0; ended < len(out); {
 		left := uintptr(tail - atomic.LoadUint32(r.head))
@@ -148,17 +145,17 @@ func (r *ring) send(out []outgoing) error {
 	return nil
 }
 
-// flushAll is flush for many. With a ring, what is one frame, as nearly all are, goes out by it.
+// flushAll is flush for many. With a ring, what is one frame, as nearly all are, goes out by it; not over TLS, as it is not sealed yet.
 func (l *loop) flushAll(dirty []*sock) {
 	for i, s := range dirty {
 		switch {
 		case s.fd < 0:
-		case l.ring == nil || len(dirty)-i+len(l.going) < l.s.opt.ringLeast || s.stuck != nil || s.veil != nil:
+		case l.ring == nil || len(dirty)-i+len(l.going) < l.s.opt.ringLeast || s.stuck != nil || s.tls != nil:
 			l.flush(s)
 		default:
 			batch, since, committed := s.conn.take(l.now)
 			if len(batch) == 1 {
-				if l.going = append(l.going, outgoing{s: s, batch: batch, since: since, committed: committed}); len(l.going) == ringSize {
+				if l.going = append(l.going, outgoing{s: s, batch: batch, since: since, committed: committed}); len(l.going) == l.s.opt.ringSize {
 					l.sendAll()
 				}
 			} else if batch != nil && l.write(s, batch, 0, since, committed) {

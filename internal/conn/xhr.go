@@ -100,7 +100,8 @@ func (x *XHR) Conn() *Conn { return x.c }
 
 // ServeStream answers r with frames as they come, until the client goes, the connection ends, another response
 // takes over, or this one has grown to where pusher-js drops it (256 KiB); on a loop it returns at once. It returns ErrClosed, and has
-// answered nothing, when the connection is over already. When that is cut without a goodbye, so is the answer: it panics with http.ErrAbortHandler.
+// answered nothing, when the connection is over already. When that is cut without a goodbye, so is the answer of net/http: it panics with
+// http.ErrAbortHandler. On a loop an answer ends with its socket, and one that was cut looks like one that has ended, until the client asks again.
 func (x *XHR) ServeStream(w http.ResponseWriter, r *http.Request) error {
 	return x.serve(w, r, true)
 }

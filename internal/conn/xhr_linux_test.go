@@ -41,6 +41,9 @@ func ask(t testing.TB, addr, request string) (net.Conn, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
+	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := io.WriteString(nc, request); err != nil {
 		t.Fatal(err)
 	}

@@ -189,33 +189,39 @@ func New(o Options) *Gateway {
 // Serve accepts on ln until Drain or Stop; then it returns nil. Where it can, loops accept and keep what is hot (conn.Server), and the
 // rest goes to net/http; else net/http serves everything.
 func (g *Gateway) Serve(ln net.Listener) error {
-	return g.accept(ln, g.isHot, func(ln net.Listener) net.Listener { return placed{ln} })
+	return g.accept(ln, g.isHot, nil)
 }
 
-// accept serves ln; over is put over what net/http gets.
-func (g *Gateway) accept(ln net.Listener, hot func(method, path string) bool, over func(net.Listener) net.Listener) error {
+// accept serves ln, behind TLS if there is a configuration for it.
+func (g *Gateway) accept(ln net.Listener, hot func(method, path string) bool, secure *tls.Config) error {
 	accepting := &listener{Listener: ln, g: g}
+	rest := net.Listener(accepting)
 	loops, err := g.opt.Conns.NewServer(ln, conn.ServerOptions{
 		Hot: hot, Handler: g, MaxHead: g.opt.MaxHeaderBytes, MaxBody: int(g.opt.MaxBodyBytes), ReadTimeout: g.opt.HeaderTimeout, IdleTimeout: g.opt.IdleTimeout,
 		Take: accepting.take, Release: accepting.release, Full: full, Failed: accepting.failed,
 	})
 	switch {
-	case err == nil:
-		if !g.keep(loops) {
-			loops.Stop()
-			return nil
-		}
-		err = g.server.Serve(over(loops.Rest()))
 	case errors.Is(err, conn.ErrNoLoops):
-		err = g.server.Serve(over(accepting))
+	case err != nil:
+		return err
+	case !g.keep(loops):
+		loops.Stop()
+		return nil
+	case secure != nil:
+		rest = loops.Rest() // with TLS right on it, as loops want it
+	default:
+		rest = placed{loops.Rest()}
 	}
-	return served(err)
+	if secure != nil {
+		rest = tls.NewListener(rest, secure)
+	}
+	return served(g.server.Serve(rest))
 }
 
 // ServeTLS is Serve with TLS, which ends here. Requests have a goroutine each, and so has a stream of events; WebSockets go on to loops where there are any.
 func (g *Gateway) ServeTLS(ln net.Listener, cfg *tls.Config) error {
 	none := func(string, string) bool { return false }
-	return g.accept(ln, none, func(ln net.Listener) net.Listener { return tls.NewListener(ln, cfg) })
+	return g.accept(ln, none, cfg)
 }
 
 // keep notes the loops, for Stop to end them; false when it came first.

@@ -548,7 +548,37 @@ func (l *scarce) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestNoDescriptors: what the kernel refuses is counted and told, once, and served when there is room.
+// TestAbortedAnswersCount: an answer that its handler breaks off is counted and told like every other, and broken off.
+func TestAbortedAnswersCount(t *testing.T) {
+	t.Parallel()
+	var logs bytes.Buffer
+	reg := prometheus.NewRegistry()
+	g := New(Options{
+		Auth: doorman{}, Conns: conn.NewTable(conn.Options{}), Registerer: reg,
+		Logger: slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	g.Handle("GET /v1/abort", Route{Access: Public}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		panic(http.ErrAbortHandler)
+	}))
+	func() {
+		defer func() {
+			if v := recover(); v != http.ErrAbortHandler { //nolint:errorlint // net/http compares the panic's value like this
+				t.Errorf("net/http is told %v", v)
+			}
+		}()
+		g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/abort", nil))
+	}()
+	families, err := reg.Gather()
+	if err != nil || !strings.Contains(strings.ReplaceAll(fmt.Sprint(families), " ", ""), `value:"GET/v1/abort"}histogram:{sample_count:1`) {
+		t.Errorf("not counted: %v %v", families, err)
+	}
+	if s := logs.String(); strings.Count(s, "request answered") != 1 || strings.Contains(s, "panicked") {
+		t.Error(s)
+	}
+}
+
+// TestNoDescriptors: what the kernel refuses is counted and told, once, and served when there is room, by net/http on sockets that are wrapped once.
 func TestNoDescriptors(t *testing.T) {
 	t.Parallel()
 	var logs bytes.Buffer
@@ -561,6 +591,13 @@ func TestNoDescriptors(t *testing.T) {
 	}
 	ln := &scarce{Listener: inner}
 	ln.left.Store(2)
+	g.server.ConnState = func(nc net.Conn, _ http.ConnState) {
+		if s, ok := nc.(*socket); !ok {
+			t.Errorf("net/http got a %T", nc)
+		} else if _, twice := s.Conn.(*socket); twice {
+			t.Error("a socket in a socket")
+		}
+	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
 	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+inner.Addr().String()+"/v1/open", nil)

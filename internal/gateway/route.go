@@ -152,16 +152,18 @@ func (g *Gateway) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h.Set("X-Frame-Options", "DENY")
 	g.opt.Logger.LogAttrs(r.Context(), slog.LevelDebug, "request at the door", slog.String("request", string(req.id)), slog.String("route", pattern))
 	defer func() {
-		if v := recover(); v != nil {
-			if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares the panic's value like this
-				panic(v)
-			}
+		v := recover()
+		abort := v == http.ErrAbortHandler //nolint:errorlint // net/http compares the panic's value like this
+		if v != nil && !abort {
 			g.panicked(w, r, req, v)
 		}
 		g.metrics.request.WithLabelValues(pattern, class(w.status)).Observe(g.opt.Now().Sub(start).Seconds())
 		g.opt.Logger.LogAttrs(r.Context(), slog.LevelDebug, "request answered",
 			slog.String("request", string(req.id)), slog.String("route", pattern), slog.Int("status", w.status),
 			slog.String("app", string(req.cred.Actor.App)), slog.Duration("took", g.opt.Now().Sub(start)))
+		if abort {
+			panic(v) // net/http breaks the answer off
+		}
 	}()
 	if err := g.serve(w, r, req, handler, pattern); err != nil {
 		g.Refuse(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, req)), err)

@@ -169,11 +169,14 @@ func (f *fallback) serve(w http.ResponseWriter, r *http.Request, kind string, na
 	if kind == "stream" {
 		serve = h.x.ServeStream
 	}
-	if serve(w, r) != nil {
-		return false // over: it is about to leave the table
-	}
-	f.count(kind, "ok")
-	return true
+	over := false
+	defer func() {
+		if !over {
+			f.count(kind, "ok") // also what breaks off, by a panic
+		}
+	}()
+	over = serve(w, r) != nil // then it is about to leave the table
+	return !over
 }
 
 func (f *fallback) forward(w http.ResponseWriter, r *http.Request, kind string, name SessionName, ask bool) bool {
