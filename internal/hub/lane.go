@@ -43,7 +43,7 @@ type lane struct {
 	ready     map[Bucket]bool             // it is listened to, and the other nodes know
 	asking    bool                        // they are being asked whether they do
 	lasts     []petrel.Channel            // whose last publication other nodes are to be asked for
-	lasting   bool                        // they are being asked
+	lasting   []petrel.Channel            // of which they are being asked
 	nonce     uint64                      // of the newest question with marks
 	marks     map[uint64]chan struct{}    // that are waited for, by the nonce of their question
 	claims    map[petrel.Channel]struct{} // somebody claims a place in them
@@ -189,6 +189,7 @@ func (h *Hub) listenNow(leave bool) {
 	}
 	l.recount = false
 	wanted := maps.Clone(l.listeners)
+	asked := slices.Concat(l.lasting, l.lasts)
 	l.mu.Unlock()
 	h.own(wanted)
 	for _, b := range slices.Sorted(maps.Keys(wanted)) {
@@ -207,6 +208,9 @@ func (h *Hub) listenNow(leave bool) {
 	}
 	if !leave {
 		return
+	}
+	for _, ch := range asked {
+		wanted[r.Bucket(ch)]++ // marks come there
 	}
 	for b, stop := range l.heard {
 		if wanted[b] == 0 {

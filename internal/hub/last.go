@@ -25,7 +25,7 @@ const (
 
 // last is the part of a channel that is about its last publication. The shard's lock guards it.
 type last struct {
-	// known: what is kept here is all there is. Others have been asked since this node listens, and everything newer is heard.
+	// known: what is kept here is all there is. Others have been asked since this node listens, and everything newer is heard: until one comes that was not.
 	known   bool
 	asked   bool // others are being asked
 	newer   bool // something was heard since
@@ -97,70 +97,86 @@ func (h *Hub) startLasts(ctx context.Context) {
 	l := &h.lane
 	l.mu.Lock()
 	n := min(len(l.lasts), maxLasts)
-	if n == 0 || l.lasting {
+	if n == 0 || len(l.lasting) > 0 {
 		l.mu.Unlock()
 		return
 	}
 	channels := l.lasts[:n:n]
-	l.lasts, l.lasting = slices.Clone(l.lasts[n:]), true
+	l.lasts, l.lasting = slices.Clone(l.lasts[n:]), channels
 	l.mu.Unlock()
 	h.queue.running.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, lastWithin)
 		defer cancel()
+		alive := l.peers.Load()
 		newest, whole := h.askLasts(ctx, channels, true)
+		if !whole {
+			alive = nil
+		}
 		for _, ch := range channels {
-			h.tookLast(ch, newest[ch], whole)
+			h.tookLast(ch, newest[ch], alive)
 		}
 		l.mu.Lock()
-		l.lasting = false
+		l.lasting = nil
 		l.mu.Unlock()
 		l.poke()
 	})
 }
 
-// askLasts asks every other node for the last publications of channels. Of several the newest counts. With marks it returns when everything that was
-// published before the answers has also come by the relay, to a node that listens: then nobody hears twice of what was under way.
+// askLasts asks every other node for the last publications of channels that it has kept: of several the newest counts. With marks it returns when what
+// was published of those channels before the answers has also come by the relay, to a node that listens: then nobody hears twice of what was under way.
+// Both end with ctx; an answer counts though its marks are late.
 func (h *Hub) askLasts(ctx context.Context, channels []petrel.Channel, marks bool) (newest map[petrel.Channel]*petrel.Publication, whole bool) {
 	newest = map[petrel.Channel]*petrel.Publication{}
-	self := h.relayed().Node()
 	var mu sync.Mutex
 	missing := h.eachPeer(func(node petrel.NodeID) error {
-		for rest := channels; len(rest) > 0; {
-			question := appendChannels([]byte{formatAsk, askLasts}, rest)
-			var marked <-chan struct{}
-			if marks {
-				nonce, came, forget := h.lane.expectMarks(len(rest))
-				defer forget()
-				question, marked = appendNumbers(appendText(question, self), nonce), came
-			}
-			in, err := h.askOne(ctx, node, question)
-			if err != nil {
-				return err
-			}
-			done, found := in.lasts()
-			if !in.ok || done == 0 || done > uint64(len(rest)) {
-				return errAnswer
-			}
+		nonce, came, forget := h.lane.expectMarks(len(channels), marks)
+		defer forget()
+		sent, err := h.lastsOf(ctx, node, channels, nonce, func(found []*petrel.Publication) {
 			mu.Lock()
+			defer mu.Unlock()
 			for _, p := range found {
 				if was := newest[p.Channel]; was == nil || was.At.Before(p.At) {
 					newest[p.Channel] = p
 				}
 			}
-			mu.Unlock()
-			awaitMarks(ctx, marked, len(found))
-			rest = rest[done:]
-		}
-		return nil
+		})
+		awaitMarks(ctx, came, sent) // after the last question: the time is for questions first
+		return err
 	})
 	return newest, len(missing) == 0
 }
 
-// A mark goes the way of publications, behind those that were published before it. Who asks for last publications gets one for each that is found,
-// with the number that it gave to its question.
+// lastsOf asks one node, as often as its answers take to speak of all channels, and says how many marks it has sent for them.
+func (h *Hub) lastsOf(
+	ctx context.Context, node petrel.NodeID, channels []petrel.Channel, nonce uint64, take func([]*petrel.Publication),
+) (marks uint64, err error) {
+	for len(channels) > 0 {
+		question := appendChannels([]byte{formatAsk, askLasts}, channels)
+		if nonce != 0 {
+			question = appendNumbers(appendText(question, h.relayed().Node()), nonce)
+		}
+		in, err := h.askOne(ctx, node, question)
+		if err != nil {
+			return marks, err
+		}
+		done, found, sent := in.lasts()
+		if !in.ok || done == 0 || done > uint64(len(channels)) || sent > uint64(len(found)) {
+			return marks, errAnswer
+		}
+		take(found)
+		marks, channels = marks+sent, channels[done:]
+	}
+	return marks, nil
+}
 
-// expectMarks prepares for up to n marks. What came holds one for each.
-func (l *lane) expectMarks(n int) (nonce uint64, came <-chan struct{}, forget func()) {
+// A mark goes the way of publications, behind those that were published before it. Who asks for last publications, and gives its questions a number, gets
+// one with that number in each bucket of what is found, and is told in the answer how many were sent: an older build sends none, and says nothing of them.
+
+// expectMarks prepares for up to n marks, if any are wanted: else nonce is 0, and came nil. What came holds one for each.
+func (l *lane) expectMarks(n int, wanted bool) (nonce uint64, came <-chan struct{}, forget func()) {
+	if !wanted {
+		return 0, nil, func() {}
+	}
 	ch := make(chan struct{}, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -184,8 +200,8 @@ func (l *lane) marked(nonce uint64) {
 	}
 }
 
-// awaitMarks waits for n marks until ctx is over: one may be lost, and an older build sends none. came may be nil.
-func awaitMarks(ctx context.Context, came <-chan struct{}, n int) {
+// awaitMarks waits for n marks until ctx is over: one may be lost. came may be nil.
+func awaitMarks(ctx context.Context, came <-chan struct{}, n uint64) {
 	for ; came != nil && n > 0; n-- {
 		select {
 		case <-came:
@@ -195,29 +211,19 @@ func awaitMarks(ctx context.Context, came <-chan struct{}, n int) {
 	}
 }
 
-// keptFor is what is kept here, and sends a mark to the node that asks, if it wants one. Under the shard's lock both are between the same two publications.
-func (h *Hub) keptFor(asker petrel.NodeID, nonce uint64, ch petrel.Channel) (petrel.Publication, bool) {
-	sh, _ := h.shardOf(ch)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	p, _, ok := h.kept(ch)
-	if r := h.relayed(); ok && nonce != 0 && r != nil {
-		_ = r.Publish(r.Bucket(ch), appendItem([]byte{formatItems}, itemMark, func(b []byte) []byte { return appendNumbers(appendText(b, asker), nonce) })) // who waits in vain goes on
-	}
-	return p, ok
-}
-
-// appendLasts is the answer: for how many of the channels it speaks, and the publications that are kept of those.
+// appendLasts is the answer: for how many of the channels it speaks, the publications that are kept of those; how many marks were sent. What is kept was
+// published before, or was heard from another node, which is asked itself: a mark that is sent now is behind it.
 func (h *Hub) appendLasts(b []byte, channels []petrel.Channel, asker petrel.NodeID, nonce uint64) []byte {
 	var bodies [][]byte
+	var found []petrel.Channel
 	size, done := 0, 0
 	for _, ch := range channels {
-		if p, ok := h.keptFor(asker, nonce, ch); ok {
+		if p, _, ok := h.kept(ch); ok {
 			body := appendPublication(nil, &p)
 			if size += len(body); size > maxAnswer && done > 0 {
 				break
 			}
-			bodies = append(bodies, body)
+			bodies, found = append(bodies, body), append(found, ch)
 		}
 		done++
 	}
@@ -225,10 +231,33 @@ func (h *Hub) appendLasts(b []byte, channels []petrel.Channel, asker petrel.Node
 	for _, body := range bodies {
 		b = appendText(b, body)
 	}
-	return b
+	return appendNumbers(b, h.sendMarks(found, asker, nonce))
 }
 
-func (r *reader) lasts() (done uint64, found []*petrel.Publication) {
+// sendMarks sends the node that asks one mark in each bucket of these channels, if it wants any, and says how many went out.
+func (h *Hub) sendMarks(channels []petrel.Channel, asker petrel.NodeID, nonce uint64) (sent uint64) {
+	r := h.relayed()
+	if r == nil || nonce == 0 {
+		return 0
+	}
+	buckets := make([]Bucket, 0, len(channels))
+	for _, ch := range channels {
+		buckets = append(buckets, r.Bucket(ch))
+	}
+	slices.Sort(buckets)
+	mark := appendItem([]byte{formatItems}, itemMark, func(b []byte) []byte { return appendNumbers(appendText(b, asker), nonce) })
+	for _, bucket := range slices.Compact(buckets) {
+		err := r.Publish(bucket, mark)
+		h.metrics.relayed(err)
+		if err == nil { // else it is not waited for
+			sent++
+		}
+	}
+	return sent
+}
+
+// lasts reads an answer. What stands behind the publications came later.
+func (r *reader) lasts() (done uint64, found []*petrel.Publication, marks uint64) {
 	done = r.number()
 	for n := r.number(); n > 0 && r.ok; n-- {
 		body := &reader{b: r.bytes(), ok: r.ok}
@@ -238,7 +267,10 @@ func (r *reader) lasts() (done uint64, found []*petrel.Publication) {
 			r.fail()
 		}
 	}
-	return done, found
+	if r.more() {
+		marks = r.number()
+	}
+	return done, found, marks
 }
 
 // kept is what is kept here.
@@ -249,8 +281,8 @@ func (h *Hub) kept(ch petrel.Channel) (p petrel.Publication, left time.Duration,
 	return h.opt.Last.Kept(ch)
 }
 
-// tookLast gives those who wait what the other nodes had.
-func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
+// tookLast gives those who wait what the other nodes had. alive are the nodes that have answered, if they were all that there are.
+func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, alive *map[petrel.NodeID]uint64) {
 	sh, k := h.shardOf(ch)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -259,7 +291,7 @@ func (h *Hub) tookLast(ch petrel.Channel, p *petrel.Publication, whole bool) {
 		return
 	}
 	last := &c.extra().last
-	last.asked, last.known = false, whole
+	last.asked, last.known = false, alive == h.lane.peers.Load() // who came meanwhile was not asked
 	if p != nil && !last.newer {
 		h.keepNewer(c, p)
 	}

@@ -202,11 +202,19 @@ func (h *Hub) Peers(alive []Peer) {
 	}
 	// First the table, then what hangs on it: a report that comes in between is checked under the shard's lock, and either finds the new
 	// table or is swept here.
-	h.lane.peers.Store(&now)
+	was := *h.lane.peers.Swap(&now)
+	came := false
+	for node, life := range now {
+		before, known := was[node]
+		came = came || !known || before != life
+	}
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.Lock()
 		for c := range sh.channels.all() {
+			if came && c.more != nil {
+				c.more.last.known = false // it may have something newer that was not heard here
+			}
 			if c.view != nil {
 				c.view.keepOnly(now, time.Now())
 				h.mark(c)
