@@ -63,51 +63,8 @@ func strictJSON(b []byte) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return petrel.Errorf(petrel.CodeInvalidJSON, "Something follows the JSON object.")
 	}
-	if loneSurrogate(b) {
+	if petrel.LoneSurrogate(b) {
 		return petrel.Errorf(petrel.CodeInvalidUTF8, "The JSON has an escape that is half of a character (a lone surrogate).")
 	}
 	return nil
-}
-
-// loneSurrogate looks for \uD800 to \uDFFF outside of a pair in valid JSON. Decoders replace them silently, so that what is kept
-// would not be what was sent.
-func loneSurrogate(b []byte) bool {
-	for {
-		i := bytes.IndexByte(b, '\\')
-		if i < 0 {
-			return false
-		}
-		b = b[i+1:]
-		if b[0] != 'u' {
-			b = b[1:]
-			continue
-		}
-		unit := hex4(b[1:5])
-		b = b[5:]
-		switch {
-		case unit < 0xD800 || unit > 0xDFFF:
-		case unit >= 0xDC00, len(b) < 6 || b[0] != '\\' || b[1] != 'u':
-			return true
-		default:
-			if low := hex4(b[2:6]); low < 0xDC00 || low > 0xDFFF {
-				return true
-			}
-			b = b[6:]
-		}
-	}
-}
-
-func hex4(b []byte) (v int) {
-	for _, c := range b {
-		v <<= 4
-		switch {
-		case c >= 'a':
-			v |= int(c-'a') + 10
-		case c >= 'A':
-			v |= int(c-'A') + 10
-		default:
-			v |= int(c - '0')
-		}
-	}
-	return v
 }

@@ -51,13 +51,9 @@ func idText(raw json.RawMessage) (string, error) {
 	if len(raw) > 0 {
 		switch c := raw[0]; {
 		case c == '"':
-			if loneSurrogate(raw) {
-				return "", petrel.Errorf(petrel.CodeInvalidUTF8, "The user_id has an escape that is half of a character (a lone surrogate).")
-			}
 			var s string
-			if err := json.Unmarshal(raw, &s); err == nil {
-				return s, nil
-			}
+			err := Field{"user_id", &s}.Read("The channel_data", raw)
+			return s, err
 		case c == '-' || ('0' <= c && c <= '9'):
 			return string(raw), nil
 		}

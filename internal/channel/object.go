@@ -16,7 +16,8 @@ type Field struct {
 }
 
 // ReadObject reads one JSON object as everybody reads it: a wanted key counts in its own spelling alone and comes once, and no text is changed on the
-// way. Other keys are left alone, as Pusher's servers do. what begins the sentence of a refusal, which is CodeInvalidJSON or CodeInvalidUTF8: "The body".
+// way, if b is UTF-8: that is for who has it from outside to check, before. Other keys are left alone, as Pusher's servers do. what begins the sentence of
+// a refusal, which is CodeInvalidJSON or CodeInvalidUTF8: "The body".
 func ReadObject(what string, b []byte, fields ...Field) error {
 	if !json.Valid(b) {
 		return petrel.Errorf(petrel.CodeInvalidJSON, "%s is not JSON, or ends too early.", what)
@@ -32,15 +33,16 @@ func ReadObject(what string, b []byte, fields ...Field) error {
 		var key, value []byte
 		key, b = cutValue(b)
 		value, b = cutValue(skipSpace(b[1:])) // behind the colon
+		key = unquote(key)
 		for i, f := range fields {
-			if !isKey(key, f.Key) {
+			if string(key) != f.Key {
 				continue
 			}
 			if seen&(1<<i) != 0 {
 				return petrel.Errorf(petrel.CodeInvalidJSON, "%s has the key %s twice.", what, f.Key)
 			}
 			seen |= 1 << i
-			if err := f.read(what, value); err != nil {
+			if err := f.Read(what, value); err != nil {
 				return err
 			}
 		}
@@ -87,17 +89,18 @@ func valueLen(b []byte) int {
 	return len(b)
 }
 
-// isKey says whether a key, as it is written, is want.
-func isKey(key []byte, want string) bool {
+// unquote is what a key, as it is written, stands for.
+func unquote(key []byte) []byte {
 	if bytes.IndexByte(key, '\\') < 0 {
-		return string(key[1:len(key)-1]) == want
+		return key[1 : len(key)-1]
 	}
 	var text string
-	return json.Unmarshal(key, &text) == nil && text == want
+	_ = json.Unmarshal(key, &text) // it is valid
+	return []byte(text)
 }
 
-// read puts a value, which is valid JSON, where it goes.
-func (f Field) read(what string, value []byte) error {
+// Read puts a value, which is valid JSON, where it goes, as ReadObject does. what is what has it: "The body".
+func (f Field) Read(what string, value []byte) error {
 	if string(value) == "null" {
 		return nil
 	}
@@ -120,7 +123,7 @@ func (f Field) read(what string, value []byte) error {
 	if err := json.Unmarshal(value, f.Into); err != nil {
 		return petrel.Errorf(petrel.CodeInvalidJSON, "The %s of %s is %s: it must be %s.", f.Key, lower(what), kindOf(value), kind).Because(err)
 	}
-	if loneSurrogate(value) {
+	if petrel.LoneSurrogate(value) {
 		return petrel.Errorf(petrel.CodeInvalidUTF8, "The %s of %s has an escape that is half of a character (a lone surrogate).", f.Key, lower(what))
 	}
 	return nil
@@ -144,33 +147,4 @@ func kindOf(value []byte) string {
 		return "null"
 	}
 	return "a number"
-}
-
-// loneSurrogate looks for \uD800 to \uDFFF outside of a pair in valid JSON. A decoder makes U+FFFD of each: two different texts would be one.
-func loneSurrogate(b []byte) bool {
-	high := false // the escape before was the first half of a pair
-	for {
-		i := bytes.IndexByte(b, '\\')
-		if high && i != 0 {
-			return true
-		}
-		if i < 0 {
-			return false
-		}
-		b = b[i+1:]
-		size, second := 1, false
-		if b[0] == 'u' {
-			half := b[1] == 'd' || b[1] == 'D'
-			second = half && b[2] >= 'c' || half && b[2] >= 'C' && b[2] <= 'F'
-			first := half && !second && b[2] >= '8'
-			size = 5
-			if second != high {
-				return true
-			}
-			high = first
-		} else if high {
-			return true
-		}
-		b = b[size:]
-	}
 }

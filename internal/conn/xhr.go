@@ -385,6 +385,9 @@ func (x *XHR) Receive(ctx context.Context, body []byte) error {
 	if err := json.Unmarshal(body, &messages); err != nil || messages == nil {
 		return petrel.Errorf(petrel.CodeInvalidJSON, "Send a JSON array of strings, each of them one message.")
 	}
+	if petrel.LoneSurrogate(body) {
+		return petrel.Errorf(petrel.CodeInvalidUTF8, "A message has an escape that is half of a character (a lone surrogate).")
+	}
 	for _, m := range messages {
 		if m == nil {
 			return petrel.Errorf(petrel.CodeInvalidJSON, "Send a JSON array of strings: null is none.")

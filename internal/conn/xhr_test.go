@@ -525,10 +525,13 @@ func TestXHRReceive(t *testing.T) {
 			t.Errorf("%s: %v", body, err)
 		}
 	}
-	for _, body := range []string{`["a"]`, `["{\"b\":\"é\"}","c"]`, `["\ud800"]`} {
+	for _, body := range []string{`["a"]`, `["{\"b\":\"é\"}","c"]`, `["\ufffd"]`} {
 		if err := x.Receive(t.Context(), []byte(body)); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
+	}
+	if err := x.Receive(t.Context(), []byte(`["a","\ud800"]`)); petrel.CodeOf(err) != petrel.CodeInvalidUTF8 {
+		t.Errorf("half of a character: %v", err)
 	}
 	if diff := cmp.Diff([]string{"a", `{"b":"é"}`, "c", "\ufffd"}, rec.heard()); diff != "" {
 		t.Fatal(diff)

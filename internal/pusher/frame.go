@@ -33,19 +33,19 @@ func parseFrame(payload []byte) (f clientFrame, err error) {
 	return f, nil
 }
 
-// readData reads the data of a frame of the protocol's own into v. pusher-js sends an object; some clients send it as a string of JSON.
-func readData(raw json.RawMessage, v any) error {
-	if len(raw) > 0 && raw[0] == '"' {
+// readData reads the data of a frame of the protocol's own. pusher-js sends an object; some clients send it as a string of JSON.
+func readData(raw json.RawMessage, fields ...channel.Field) error {
+	if len(raw) == 0 {
+		return refuse(0, "The frame has no data, which its event needs.")
+	}
+	if raw[0] == '"' {
 		var text string
-		if err := json.Unmarshal(raw, &text); err != nil {
-			return refuse(0, "The frame's data cannot be read.")
+		if err := (channel.Field{Key: "data", Into: &text}).Read("The frame", raw); err != nil {
+			return err
 		}
 		raw = json.RawMessage(text)
 	}
-	if len(raw) == 0 || json.Unmarshal(raw, v) != nil {
-		return refuse(0, "The frame's data is not the object that its event needs.")
-	}
-	return nil
+	return channel.ReadObject("The data", raw, fields...)
 }
 
 // appendEvent appends the frame of an event: {"event":…,"channel":…,"data":…} and, on presence channels, who sent it. data is a JSON string,

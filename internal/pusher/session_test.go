@@ -142,6 +142,34 @@ func TestSubscribe(t *testing.T) {
 	p.join("a", "")
 }
 
+// TestDataIsReadOneWay: what the protocol's own events have as data is refused where it could be read in two ways; null is nothing, and other keys are left alone.
+func TestDataIsReadOneWay(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	p := w.dial()
+	member, user := "{\"user_id\":\"\ufffd\"}", "{\"id\":\"\ufffd\"}" // as a decoder reads half of a character
+	for _, text := range []string{
+		`{"event":"pusher:subscribe","data":{"channel":"a","channel":"b"}}`,
+		`{"event":"pusher:subscribe","data":{"channel":"a","ch\u0061nnel":"b"}}`,
+		`{"event":"pusher:subscribe","data":{"Channel":"a"}}`,
+		`{"event":"pusher:subscribe","data":"{\"channel\":\"a\",\"channel\":\"b\"}"}`,
+		`{"event":"pusher:subscribe","data":"{\"channel\":\"a\",\"x\":\"\ud800\"}"}`,
+		`{"event":"pusher:subscribe","data":{"channel":"presence-a","auth":"` + p.auth("presence-a", member) + `","channel_data":"{\"user_id\":\"\ud800\"}"}}`,
+		`{"event":"pusher:signin","data":{"auth":"` + testKey + ":" + sign(testSecret, p.id+"::user::"+user) + `","user_data":"{\"id\":\"\ud800\"}"}}`,
+		`{"event":"pusher:subscribe","data":null}`,
+		`{"event":"pusher:subscribe","data":"null"}`,
+	} {
+		p.say(text)
+		p.wantError(0)
+	}
+	p.say(`{"event":"pusher:subscribe","data":{"auth":null,"channel_data":null,"x":1,"x":2,"AUTH":[],"channel":"a"}}`)
+	p.want("pusher_internal:subscription_succeeded")
+	p.say(`{"event":"pusher:unsubscribe","data":{"channel":"b","channel":"a"}}`)
+	p.wantError(0)
+	w.trigger(`{"name":"n","channel":"a","data":"x"}`)
+	p.want("n")
+}
+
 func TestSubscriptionsAreBounded(t *testing.T) {
 	t.Parallel()
 	w := newSite(t, nil)

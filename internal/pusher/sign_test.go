@@ -1,6 +1,7 @@
 package pusher
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -140,8 +141,7 @@ func FuzzFrame(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var w wish
-		_ = readData(frame.Data, &w)
+		w, _ := readWish(frame.Data)
 		if len(frame.Data) == 0 {
 			return
 		}
@@ -152,9 +152,7 @@ func FuzzFrame(f *testing.F) {
 			t.Fatalf("%q became %q: %v", payload, out, err)
 		}
 		var text string
-		if err := readData([]byte(`{"t":`+string(again.Data)+`}`), &struct {
-			T *string `json:"t"`
-		}{&text}); err != nil || len(text) != stringLen(again.Data) {
+		if err := json.Unmarshal(again.Data, &text); err != nil || len(text) != stringLen(again.Data) {
 			t.Fatalf("%q is %d bytes long, not %d: %v", again.Data, len(text), stringLen(again.Data), err)
 		}
 	})

@@ -1,6 +1,7 @@
 package pusher
 
 import (
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -11,17 +12,18 @@ import (
 )
 
 // wish is the data of pusher:subscribe.
-type wish struct {
-	Channel     string `json:"channel"`
-	Auth        string `json:"auth"`
-	ChannelData string `json:"channel_data"`
+type wish struct{ Channel, Auth, ChannelData string }
+
+func readWish(data json.RawMessage) (w wish, err error) {
+	err = readData(data, channel.Field{Key: "channel", Into: &w.Channel}, channel.Field{Key: "auth", Into: &w.Auth}, channel.Field{Key: "channel_data", Into: &w.ChannelData})
+	return w, err
 }
 
 // subscribe joins a channel, or refuses it. A refusal is told twice: as pusher:error, which is what Pusher's own servers say, and as
 // pusher:subscription_error on the channel, which is what programs listen for.
 func (c *session) subscribe(f *clientFrame) error {
-	var w wish
-	if err := readData(f.Data, &w); err != nil {
+	w, err := readWish(f.Data)
+	if err != nil {
 		return err
 	}
 	form, err := channel.Parse(w.Channel)
@@ -139,8 +141,8 @@ func (c *session) Ended(s *hub.Subscription, err error) {
 
 // unsubscribe leaves a channel. It is not answered, and leaving one that it is not on is nothing.
 func (c *session) unsubscribe(f *clientFrame) error {
-	var w wish
-	if err := readData(f.Data, &w); err != nil {
+	w, err := readWish(f.Data)
+	if err != nil {
 		return err
 	}
 	c.mu.Lock()

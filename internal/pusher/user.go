@@ -72,11 +72,8 @@ func (a *account) Admitted(*hub.Subscription) { a.welcome() }
 
 // signin is pusher:signin: {"auth":"key:signature","user_data":"{\"id\":…}"}. The signature is over "socket_id::user::user_data".
 func (c *session) signin(f *clientFrame) error {
-	var in struct {
-		Auth     string `json:"auth"`
-		UserData string `json:"user_data"`
-	}
-	if err := readData(f.Data, &in); err != nil {
+	var in struct{ Auth, UserData string }
+	if err := readData(f.Data, channel.Field{Key: "auth", Into: &in.Auth}, channel.Field{Key: "user_data", Into: &in.UserData}); err != nil {
 		return err
 	}
 	if !c.signed(in.Auth, []byte(string(c.conn.ID())+"::user::"+in.UserData)) {
