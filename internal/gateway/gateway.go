@@ -141,8 +141,10 @@ type Gateway struct {
 	hot      []shape          // of the routes that are answered on loops; likewise
 	server   *http.Server
 	metrics  *metrics
-	draining atomic.Bool // nothing that stays is let in
-	closing  atomic.Bool // nothing is
+	life     context.Context    // over with Stop
+	end      context.CancelFunc // of life
+	draining atomic.Bool        // nothing that stays is let in
+	closing  atomic.Bool        // nothing is
 
 	mu      sync.Mutex     // guards the two below
 	loops   []*conn.Server // none: net/http serves everything
@@ -174,6 +176,7 @@ func New(o Options) *Gateway {
 		places:  limit.NewPlaces[petrel.AppID](o.MaxConns, o.MaxConnsPerApp),
 	}
 	g.metrics = newMetrics(o.Registerer, g)
+	g.life, g.end = context.WithCancel(context.Background())
 	g.server = &http.Server{
 		Handler:           g,
 		ReadHeaderTimeout: o.HeaderTimeout,
@@ -255,6 +258,7 @@ func (g *Gateway) Drain(ctx context.Context, window time.Duration) error {
 func (g *Gateway) Stop() {
 	g.draining.Store(true)
 	g.closing.Store(true)
+	g.end()
 	_ = g.server.Close() // closes listeners and connections; there is nobody to tell
 	g.opt.Conns.Stop()
 	g.mu.Lock()

@@ -383,6 +383,64 @@ func TestNotHTTP(t *testing.T) {
 	}
 }
 
+// TestHalfClosed: who ends their side of the connection after a request is answered, and so is who leaves: nobody can tell them apart. The end of the gateway is
+// the end of requests, too.
+func TestHalfClosed(t *testing.T) {
+	t.Parallel()
+	g := New(Options{Auth: doorman{}, Conns: conn.NewTable(conn.Options{})})
+	defer g.Stop()
+	type outer struct{}
+	g.Handle("GET /v1/half", Route{Access: Public}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Value(outer{}).(context.Context).Done() // net/http has seen the end
+		if err := r.Context().Err(); err != nil {
+			t.Error(err)
+		}
+		go g.Stop()
+		<-r.Context().Done()
+		fmt.Fprint(w, "answered")
+	}))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), outer{}, r.Context())))
+	}))
+	defer server.Close()
+	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, err := io.WriteString(nc, "GET /v1/half HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = nc.(*net.TCPConn).CloseWrite()
+	if b, err := io.ReadAll(nc); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200") || !strings.HasSuffix(string(b), "answered") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestLateBody: a body that does not come in time is told so, and nothing is read behind it.
+func TestLateBody(t *testing.T) {
+	t.Parallel()
+	d := openDoor(t, func(o *Options) { o.ReadTimeout = 50 * time.Millisecond })
+	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, err := io.WriteString(nc, "POST /v1/things/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: 10\r\n\r\nabc"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || !resp.Close {
+		t.Errorf("%v, %v", resp.Header, err)
+	}
+	wantProblem(t, resp, string(b), 408, petrel.CodeBodyTimeout)
+}
+
 // TestFramingOfTwoMinds: behind a request that may have said its length in two ways nothing is served (RFC 9112 §6.1, §6.3).
 func TestFramingOfTwoMinds(t *testing.T) {
 	t.Parallel()

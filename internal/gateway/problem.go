@@ -37,6 +37,7 @@ var meanings = map[petrel.Code]Meaning{
 	petrel.CodeJobNotFound:      {404, "Job not found", "Check the job's id; what is done is forgotten after a while."},
 	petrel.CodeScheduleNotFound: {404, "Schedule not found", "Check the name of the schedule; GET /v1/schedules lists them."},
 	petrel.CodeMethodNotAllowed: {405, "Method not allowed", "Use one of the methods in the Allow header."},
+	petrel.CodeBodyTimeout:      {408, "Body too slow", "Repeat the request, and send its body at once."},
 	petrel.CodeIDReused:         {409, "Id reused", "Choose a new id: this one stands for something else."},
 	petrel.CodeConflict:         {409, "Conflict", "Repeat the request: the state changed under it several times."},
 	petrel.CodeEpoch:            {409, "Epoch changed", "Read anew without a position: the log has begun another life."},

@@ -43,7 +43,7 @@ const (
 type Route struct {
 	Access   Access
 	MaxBody  int64 // bytes; 0: the gateway's; < 0: the handler reads the body itself
-	LongLife bool  // no deadline: a stream
+	LongLife bool  // no deadline, and it ends when who asked has left: a stream
 	Loop     bool  // the handler waits for nothing, or calls conn.Again before: it is answered on a loop of connections
 	Away     bool  // the handler waits before it answers or opens a stream: likewise, after it has run in a goroutine for so long
 	Repeats  bool  // the handler reads the query itself: parameters may come several times
@@ -204,7 +204,7 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 	ctx := context.WithValue(r.Context(), requestKey{}, req)
 	if !route.LongLife {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, g.opt.RequestTimeout)
+		ctx, cancel = context.WithTimeout(lasting{g.life, ctx}, g.opt.RequestTimeout)
 		defer cancel()
 	}
 	r = r.WithContext(ctx)
@@ -215,6 +215,21 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 	}
 	g.mux.ServeHTTP(w, r) // not handler: only the mux fills in the path's values
 	return nil
+}
+
+// lasting is the context of a request that is answered whether or not who sent it has left: a client may end its side of the connection once it has asked
+// (net/http takes either for the same), and what is written is written. It ends with the gateway.
+type lasting struct {
+	context.Context // the gateway's life
+	request         context.Context
+}
+
+// Value implements context.Context.
+func (c lasting) Value(key any) any {
+	if v := c.Context.Value(key); v != nil {
+		return v
+	}
+	return c.request.Value(key)
 }
 
 // isAPI says whether a path belongs to the API, where even what is unknown is answered as a problem.
@@ -324,13 +339,22 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request, limit int64) 
 		if mbe := (*http.MaxBytesError)(nil); errors.As(err, &mbe) {
 			return tooLarge
 		}
-		return petrel.Errorf(petrel.CodeInvalidJSON, "The body did not arrive whole and in time.").Because(err)
+		return NotWhole(w, err)
 	}
 	if !utf8.Valid(buf.Bytes()) {
 		return petrel.Errorf(petrel.CodeInvalidUTF8, "The body is not UTF-8.")
 	}
 	r.Body = io.NopCloser(&buf)
 	return nil
+}
+
+// NotWhole refuses a request whose body cannot be read to its end, because of err.
+func NotWhole(w http.ResponseWriter, err error) error {
+	w.Header().Set("Connection", "close") // what comes now is still the body
+	if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {
+		return petrel.Errorf(petrel.CodeBodyTimeout, "The body did not come in time.").Because(err)
+	}
+	return petrel.Errorf(petrel.CodeInvalidJSON, "The body did not arrive whole.").Because(err)
 }
 
 func (g *Gateway) panicked(w *writer, r *http.Request, req *request, v any) {

@@ -51,6 +51,7 @@ const (
 	CodeJobState         Code = "job_state"              // 409 the job is not in a state that allows it
 	CodeJobsFull         Code = "jobs_full"              // 429 as many jobs of the app wait, or are dead, as may be
 	CodeScheduleNotFound Code = "schedule_not_found"     // 404
+	CodeBodyTimeout      Code = "body_timeout"           // 408 the body did not come in time
 )
 
 // Error is a refusal meant for a caller: a stable code and a sentence for people.

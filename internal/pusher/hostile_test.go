@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/coder/websocket"
@@ -83,6 +86,26 @@ func TestBodiesAreBounded(t *testing.T) {
 	}
 	for range 5 {
 		w.trigger(`{"name":"n","channel":"a","data":"x"}`)
+	}
+}
+
+// late is a body that does not come.
+type late struct{}
+
+func (late) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
+// TestLateBody: a body that does not come in time is told so, and so is one that is cut.
+func TestLateBody(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, nil)
+	body := `{"name":"n","channel":"room","data":"x"}`
+	for want, from := range map[int]io.Reader{http.StatusRequestTimeout: late{}, http.StatusBadRequest: iotest.ErrReader(io.ErrUnexpectedEOF)} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, w.signedURL(body), from)
+		r.ContentLength = int64(len(body))
+		rec := httptest.NewRecorder()
+		if w.door.ServeHTTP(rec, r); rec.Code != want || rec.Header().Get("Connection") != "close" {
+			t.Errorf("%d %v %s; want %d", rec.Code, rec.Header(), rec.Body, want)
+		}
 	}
 }
 

@@ -15,8 +15,7 @@ import (
 
 // mountHTTP adds the routes of the HTTP API.
 func (s *Server) mountHTTP() {
-	// No deadline of the gateway's: reading has one, publishing waits for nobody, and what asks other nodes bounds that itself.
-	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true, LongLife: true}
+	route := gateway.Route{Access: gateway.Own, MaxBody: -1, Repeats: true}
 	handle := func(pattern string, do func(r *http.Request, c *call) ([]byte, error)) {
 		if !route.Loop { // else it says itself when it begins, and whether it waits
 			do = s.begun(do)
@@ -25,10 +24,11 @@ func (s *Server) mountHTTP() {
 		method, path, _ := strings.Cut(pattern, " ")
 		s.opt.Gateway.Handle(path, route, s.wrongMethod(method))
 	}
-	route.Loop = true
+	// Without a deadline of the gateway's: reading has one, publishing waits for nobody, and what asks other nodes bounds that itself.
+	route.Loop, route.LongLife = true, true
 	handle("POST /apps/{app}/events", s.postEvent)
 	handle("POST /apps/{app}/batch_events", s.postBatch)
-	route.Loop = false
+	route.Loop, route.LongLife = false, false
 	handle("GET /apps/{app}/channels", s.getChannels)
 	handle("GET /apps/{app}/channels/{channel}", s.getChannel)
 	handle("GET /apps/{app}/channels/{channel}/users", s.getUsers)
@@ -39,7 +39,7 @@ func (s *Server) mountHTTP() {
 // begun charges a call before it looks at it.
 func (s *Server) begun(do func(*http.Request, *call) ([]byte, error)) func(*http.Request, *call) ([]byte, error) {
 	return func(r *http.Request, c *call) ([]byte, error) {
-		if err := s.begin(c, true); err != nil {
+		if err := s.begin(c, false); err != nil { // it is on no loop
 			return nil, err
 		}
 		return do(r, c)
@@ -68,7 +68,7 @@ func (s *Server) nothing(w http.ResponseWriter, r *http.Request) {
 }
 
 // call authenticates a call and answers with what do returns. One that is not authenticated is charged to its address, any other to its app: by
-// do, before it does anything (call.begin), or here when do found nothing that can be done.
+// do, before it does anything (Server.begin), or here when do found nothing that can be done.
 func (s *Server) call(do func(r *http.Request, c *call) ([]byte, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		buf, _ := s.bodies.Get().(*bytes.Buffer)
@@ -167,7 +167,7 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit i
 		if mbe := (*http.MaxBytesError)(nil); errors.As(err, &mbe) {
 			return tooLarge()
 		}
-		return petrel.Errorf(petrel.CodeInvalidJSON, "The body did not arrive whole and in time.").Because(err)
+		return gateway.NotWhole(w, err)
 	}
 	if !utf8.Valid(buf.Bytes()) {
 		return petrel.Errorf(petrel.CodeInvalidUTF8, "The body is not UTF-8.")
