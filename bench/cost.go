@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"github.com/petrel-chat/petrel/bench/rig"
 )
 
 // CostRow is what the processes of a cell take. Numbers of a cell are sums over its nodes.
@@ -98,16 +100,7 @@ func costRound(ctx context.Context, dir string, size int, o CellOptions) (row Co
 		}
 		return time.Duration(d["process_cpu_seconds_total"] * 1e9), frames, now, err
 	}
-	wait := func() error {
-		t := time.NewTimer(o.Duration)
-		defer t.Stop()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-			return nil
-		}
-	}
+	wait := func() error { return rig.Pause(ctx, o.Duration) }
 	idle, _, now, err := each(wait)
 	if err != nil {
 		return row, err

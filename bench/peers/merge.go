@@ -51,7 +51,7 @@ func rewrite(args []string, out, progress io.Writer) error {
 		}
 	}
 	if *servers != "" {
-		if err := r.only(strings.Split(*servers, ",")); err != nil {
+		if err := r.choose(strings.Split(*servers, ",")); err != nil {
 			return err
 		}
 	}
@@ -126,8 +126,8 @@ func work(j load.Job) load.Job {
 	return load.Job{Measure: j.Measure, Kind: j.Kind, Subscribers: j.Subscribers, Lanes: j.Lanes, Rate: j.Rate, Payload: j.Payload, Window: j.Window}
 }
 
-// only leaves some servers, in the order of their names.
-func (r *report) only(names []string) error {
+// choose leaves some servers, in the order of their names.
+func (r *report) choose(names []string) error {
 	var some []entrant
 	for _, name := range names {
 		i := slices.IndexFunc(r.Servers, func(s entrant) bool { return s.Name == name })

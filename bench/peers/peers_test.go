@@ -300,7 +300,7 @@ func TestJoin(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, out.String())
 		}
 	}
-	if err := r.only([]string{"petrel", "limit"}); err != nil || len(r.Servers) != 2 || r.Servers[0].Name != "petrel" {
+	if err := r.choose([]string{"petrel", "limit"}); err != nil || len(r.Servers) != 2 || r.Servers[0].Name != "petrel" {
 		t.Errorf("%v %v", err, r.Servers)
 	}
 

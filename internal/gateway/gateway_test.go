@@ -65,6 +65,17 @@ type door struct {
 	addr string
 }
 
+// dial opens a connection, until the end of the test.
+func (d door) dial(t *testing.T) net.Conn {
+	t.Helper()
+	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = nc.Close() }) // it may be closed already
+	return nc
+}
+
 func openDoor(t *testing.T, change func(*Options)) door {
 	t.Helper()
 	o := Options{Auth: doorman{}, Conns: conn.NewTable(conn.Options{})}
@@ -360,11 +371,7 @@ func TestNotHTTP(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer nc.Close()
+			nc := d.dial(t)
 			if _, err := io.WriteString(nc, c.in); err != nil {
 				t.Fatal(err)
 			}
@@ -421,11 +428,7 @@ func TestHalfClosed(t *testing.T) {
 func TestLateBody(t *testing.T) {
 	t.Parallel()
 	d := openDoor(t, func(o *Options) { o.ReadTimeout = 50 * time.Millisecond })
-	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := d.dial(t)
 	if _, err := io.WriteString(nc, "POST /v1/things/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: 10\r\n\r\nabc"); err != nil {
 		t.Fatal(err)
 	}
@@ -456,11 +459,7 @@ func TestFramingOfTwoMinds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer nc.Close()
+			nc := d.dial(t)
 			if _, err := io.WriteString(nc, head+"Host: x\r\nAuthorization: Bearer good\r\nContent-Type: application/json\r\n\r\n0\r\n\r\n"+behind); err != nil {
 				t.Fatal(err)
 			}
@@ -478,11 +477,7 @@ func TestFramingOfTwoMinds(t *testing.T) {
 func TestSlowHeadIsCut(t *testing.T) {
 	t.Parallel()
 	d := openDoor(t, func(o *Options) { o.HeaderTimeout = 20 * time.Millisecond; o.ReadTimeout = 20 * time.Millisecond })
-	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", d.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := d.dial(t)
 	if _, err := io.WriteString(nc, "GET /v1/open HTTP/1.1\r\nHost: x\r\nX-Slow: "); err != nil {
 		t.Fatal(err)
 	}
