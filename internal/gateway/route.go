@@ -204,7 +204,10 @@ func (g *Gateway) serve(w *writer, r *http.Request, req *request, handler http.H
 	ctx := context.WithValue(r.Context(), requestKey{}, req)
 	if !route.LongLife {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(lasting{g.life, ctx}, g.opt.RequestTimeout)
+		if ctx.Done() != nil { // on a loop nothing ends it, and the gateway's life need not be asked by every request
+			ctx = lasting{g.life, ctx}
+		}
+		ctx, cancel = context.WithTimeout(ctx, g.opt.RequestTimeout)
 		defer cancel()
 	}
 	r = r.WithContext(ctx)
